@@ -1,0 +1,42 @@
+"""The one door to the parts of JAX that move between versions.
+
+Everything here is public (`jax.extend`, `jax.interpreters`), but `jax.extend` promises no compatibility
+between releases: when a JAX release moves a name, this file is the only one that changes. All other
+modules import jaxpr types and primitives from here, and recognise primitives by these objects, never by name.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive, Var, jaxpr_as_fun
+from jax.extend.core import primitives as lax_primitives
+from jax.extend.source_info_util import register_exclusion, summarize
+from jax.interpreters import ad, batching, mlir
+
+__all__ = [
+    "ClosedJaxpr",
+    "Jaxpr",
+    "JaxprEqn",
+    "Literal",
+    "Primitive",
+    "Var",
+    "ad",
+    "batching",
+    "jaxpr_as_fun",
+    "lax_primitives",
+    "mlir",
+    "optimization_barrier_p",
+    "register_exclusion",
+    "split_p",
+    "summarize",
+]
+
+
+def _primitive_of(function: Callable[..., Any], *shape: int) -> Primitive:
+    return jax.make_jaxpr(function)(jax.ShapeDtypeStruct(shape, "float32")).eqns[0].primitive
+
+
+# Not listed in `jax.extend.core.primitives` (jax 0.10 to 0.12).
+split_p = _primitive_of(lambda x: jax.lax.split(x, (1, 1), 0), 2)
+optimization_barrier_p = _primitive_of(lambda x: jax.lax.optimization_barrier(x), 2)

@@ -1,0 +1,309 @@
+"""`kernel_fn`: from a model to the function that computes its infinite-width kernel."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections import namedtuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import infnet.rules.index_linear
+import infnet.rules.rearrange  # noqa: F401  (registers its rules)
+from infnet.errors import InputError
+from infnet.execute import Context, Weights, execute, known_values, read_fields
+from infnet.explain import Explanation, explain
+from infnet.independence import one_example
+from infnet.kernel import Kernel
+from infnet.layout import Layout
+from infnet.plan import Ask, Moments, Plan, make_plan
+from infnet.priors import Prior, Unreadable, check_readable, path_name
+from infnet.program import Feature, Program
+from infnet.reader import read
+from infnet.rules.elementwise import read_elementwise
+from infnet.rules.moments import rule
+from infnet.trace import trace_at_batch_sizes
+
+PyTree = Any
+NAMES = ("nngp", "ntk")
+
+
+def kernel_fn(
+    apply_fn: Callable[..., PyTree],
+    priors: PyTree,
+    example_inputs: PyTree,
+    *,
+    parameterization: str = "as_model",
+    trainable: Any = None,
+    lr_scale: Any = None,
+    output: Callable[[PyTree], jax.Array] | None = None,
+) -> KernelFn:
+    """The kernel function of the infinite-width limit of a model.
+
+    Args:
+        apply_fn: `(params, *inputs) -> output`, any JAX function; inputs and output have a leading batch axis.
+        priors: pytree of `Prior`, of the structure of `params` (see `infer_priors`).
+        example_inputs: what `apply_fn` takes: one input (an array or a pytree of arrays, or of
+            `jax.ShapeDtypeStruct`), or a tuple of several. Only shapes and dtypes count.
+        parameterization: "as_model" for the NTK of the model as it is written, gradients with respect to the
+            parameters themselves; "ntk" as if every weight were written as std * theta.
+        trainable: which parameters are trained: a predicate on the path, a mapping from glob to bool, or a pytree of
+            bool. The others leave the NTK.
+        lr_scale: relative learning rates: a mapping from glob to number, or a pytree of numbers.
+        output: picks one array from structured outputs.
+
+    Returns:
+        The kernel function. It is traced for the dtypes of its arguments when it is first called.
+
+    Raises:
+        UnsupportedError: the model has no closed-form limit, or infnet has no rule for an operation of it.
+        PriorError: a parameter whose law could not be read off `init`.
+        InputError: an argument is of the wrong kind.
+    """
+    if parameterization not in ("as_model", "ntk"):
+        raise InputError(f'parameterization must be "as_model" or "ntk", not {parameterization!r}')
+    check_readable(priors)
+    return KernelFn(apply_fn, priors, example_inputs, parameterization, trainable, lr_scale, output)
+
+
+class KernelFn:
+    """A kernel function: `k(x1, x2)` computes the kernels of a model between two sets of examples."""
+
+    def __init__(
+        self,
+        apply_fn: Callable[..., PyTree],
+        priors: PyTree,
+        example_inputs: PyTree,
+        parameterization: str,
+        trainable: Any,
+        lr_scale: Any,
+        output: Callable[[PyTree], jax.Array] | None,
+    ):
+        self.parameterization = parameterization
+        self._apply_fn = apply_fn
+        self._output = output
+        self._several = isinstance(example_inputs, tuple)
+        self._example = _per_example(example_inputs if self._several else (example_inputs,))
+        paths, self._params_tree = jax.tree_util.tree_flatten_with_path(priors, is_leaf=_is_prior)
+        self._paths = [path_name(path) for path, _ in paths]
+        self._priors: list[Prior] = [prior for _, prior in paths]
+        for path, prior in zip(self._paths, self._priors, strict=True):
+            if not isinstance(prior, Prior) or prior.shape is None:
+                raise InputError(
+                    f"priors must be a pytree of infnet.Prior with shapes, but {path!r} is {prior!r}: "
+                    "use infnet.infer_priors(init_fn, ...), or give Prior(mean, std, shape=..., dtype=...)"
+                )
+        rates = learning_rates(self._paths, self._params_tree, trainable, lr_scale)
+        self._weights = Weights([p.mean for p in self._priors], [p.std for p in self._priors], rates)
+        self._programs: dict[Any, Program] = {}
+        self._compiled: dict[Any, Any] = {}
+        self._program(jax.tree.map(lambda x: x.dtype, self._example))
+
+    # Calling
+
+    def __call__(self, x1: PyTree, x2: PyTree = None, get: Any = None) -> Any:
+        """The kernels between two sets of examples.
+
+        Args:
+            x1: the input (a tuple of inputs if the model takes several), each leaf `(n1, ...)`.
+            x2: likewise `(n2, ...)`; None for x1 itself.
+            get: "nngp" or "ntk" for an array `(n1, n2, *positions)`; a tuple of them for a namedtuple; None for a
+                `Kernel`. An output with positions keeps them, in natural order: `(n1, n2, h, h', w, w', ...)`.
+
+        Raises:
+            InputError: shapes or names are wrong.
+        """
+        names = _names(get)
+        inputs1, n1 = self._inputs(x1, "x1")
+        inputs2, n2 = (inputs1, n1) if x2 is None else self._inputs(x2, "x2")
+        dtypes = jax.tree.map(lambda x: x.dtype, inputs1)
+        if dtypes != jax.tree.map(lambda x: x.dtype, inputs2):
+            raise InputError(f"x1 and x2 have different dtypes: {dtypes} and {[x.dtype for x in jax.tree.leaves(inputs2)]}")
+        program = self._program(dtypes)
+        key = (tuple(map(str, jax.tree.leaves(dtypes))), names, x2 is None)
+        if key not in self._compiled:
+            self._compiled[key] = jax.jit(self._matrix(program, names, symmetric=x2 is None))
+        values = self._compiled[key](self._weights, jax.tree.leaves(inputs1), jax.tree.leaves(inputs2))
+        if get is None:
+            return Kernel(**values, width=_width(program.outputs[0]), parameterization=self.parameterization)
+        return values[get] if isinstance(get, str) else namedtuple("Kernels", names)(*(values[n] for n in names))
+
+    def diag(self, x: PyTree, get: Any = None) -> Any:
+        """The kernels of each example with itself, `(n, *positions)`: as the diagonal of `k(x)`, without n^2 work."""
+        names = _names(get) if get is not None else NAMES
+        inputs, _ = self._inputs(x, "x")
+        program = self._program(jax.tree.map(lambda a: a.dtype, inputs))
+        values = jax.jit(jax.vmap(self._own(program, names), (None, 0)))(self._weights, jax.tree.leaves(inputs))
+        return values[get] if isinstance(get, str) else namedtuple("Kernels", names)(*(values[n] for n in names))
+
+    def explain(self) -> Explanation:
+        """A printable table: one row per step of the kernel computation, in order."""
+        program = self._program(jax.tree.map(lambda x: x.dtype, self._example))
+        return explain(program, self._plan(program, ("ntk",), (1, 2)), self._paths, self._priors, self.parameterization)
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(str(("n", *x.shape)).replace("'", "") for x in jax.tree.leaves(self._example))
+        return f"KernelFn(inputs {shapes}, {self.parameterization} parameterization, {len(self._paths)} parameters)"
+
+    # Building
+
+    def _program(self, dtypes: PyTree) -> Program:
+        key = tuple(map(str, jax.tree.leaves(dtypes)))
+        if key not in self._programs:
+            inputs = jax.tree.map(lambda x, dtype: jax.ShapeDtypeStruct(x.shape, dtype), self._example, dtypes)
+            leaves = [jax.ShapeDtypeStruct(p.shape, p.dtype) for p in self._priors]
+            params = jax.tree.unflatten(self._params_tree, leaves)
+            traced = one_example(trace_at_batch_sizes(self._single_output, params, inputs), len(leaves))
+            random_mean = frozenset(i for i, p in enumerate(self._priors) if np.any(np.asarray(p.mean)))
+            varying = {i: np.shape(p.std) for i, p in enumerate(self._priors) if np.size(p.std) > 1}
+            self._programs[key] = read(traced, read_elementwise, random_mean, varying)
+        return self._programs[key]
+
+    def _single_output(self, params: PyTree, *inputs: PyTree) -> jax.Array:
+        result = self._apply_fn(params, *inputs)
+        result = self._output(result) if self._output else result
+        leaves = jax.tree.leaves(result)
+        if len(leaves) != 1:
+            raise InputError(
+                f"the model returns {len(leaves)} arrays; name one with output=, for example output=lambda y: y['logits']"
+            )
+        return leaves[0]
+
+    def _inputs(self, x: PyTree, name: str) -> tuple[PyTree, int]:
+        inputs = x if self._several else (x,)
+        if jax.tree.structure(inputs) != jax.tree.structure(self._example):
+            raise InputError(
+                f"{name} must have the structure of the example input, {jax.tree.structure(self._example)}, "
+                f"not {jax.tree.structure(inputs)}"
+            )
+        inputs = jax.tree.map(jnp.asarray, inputs)
+        for leaf, example in zip(jax.tree.leaves(inputs), jax.tree.leaves(self._example), strict=True):
+            if leaf.shape[1:] != example.shape or leaf.ndim != len(example.shape) + 1:
+                expected = str(("n", *example.shape)).replace("'", "")
+                raise InputError(
+                    f"{name} has shape {leaf.shape}, but the model was traced for {expected}, where n is any number of "
+                    "examples; for other shapes make another kernel function"
+                )
+        sizes = {leaf.shape[0] for leaf in jax.tree.leaves(inputs)}
+        if len(sizes) != 1:
+            raise InputError(f"the inputs in {name} hold different numbers of examples: {sorted(sizes)}")
+        return inputs, sizes.pop()
+
+    def _plan(self, program: Program, names: Sequence[str], side: tuple[int, int]) -> Plan:
+        feature = program.outputs[0]
+        layout = Layout.full(feature.sizes, feature.sizes)
+        asks = [Ask(s.node, s.node, 0, side, layout, "ntk" in names) for s in feature.segments]
+        return make_plan(asks, rule)
+
+    def _evaluate(
+        self, program: Program, names: Sequence[str], side: tuple[int, int]
+    ) -> Callable[..., dict[str, jax.Array]]:
+        """The kernels of one pair of examples (or of one example with itself)."""
+        plan = self._plan(program, names, side)
+        fields = read_fields(plan)
+        variables = {k: [v for v, s in fields if s == k] for k in (1, 2)}
+        dtype = jnp.promote_types(program.trace.avals[program.trace.outputs[0]].dtype, jnp.float32)
+        feature = program.outputs[0]
+
+        def evaluate(weights: Weights, *examples: Sequence[jax.Array]) -> dict[str, jax.Array]:
+            inputs = dict(zip((1, 2), examples, strict=False))
+            known = {k: known_values(program.trace, variables[k], x) for k, x in inputs.items()}
+            context = Context(known, weights, self.parameterization == "ntk", dtype)
+            moments = _mean_over_channels(feature, execute(plan, context), dtype)
+            return {name: moments[NAMES.index(name)] for name in names}
+
+        return evaluate
+
+    def _own(self, program: Program, names: Sequence[str]) -> Callable[..., dict[str, jax.Array]]:
+        return self._evaluate(program, names, (1, 1))
+
+    def _matrix(self, program: Program, names: Sequence[str], symmetric: bool) -> Callable[..., dict[str, jax.Array]]:
+        wanted = [n for n in names if n in NAMES]
+        pair = self._evaluate(program, wanted, (1, 2))
+        own = self._own(program, wanted)
+
+        def matrix(weights: Weights, x1: Sequence[jax.Array], x2: Sequence[jax.Array]) -> dict[str, jax.Array]:
+            rows = jax.vmap(pair, (None, None, 0))
+            values = jax.vmap(rows, (None, 0, None))(weights, x1, x2)
+            if symmetric or "cov1" in names:
+                diagonal = jax.vmap(own, (None, 0))(weights, x1)
+            if symmetric:  # an example with itself has rho = 1 exactly, which a matrix product rounds
+                index = jnp.arange(x1[0].shape[0])
+                values = {n: v.at[index, index].set(diagonal[n]) for n, v in values.items()}
+            if "cov1" in names:
+                values["cov1"] = diagonal["nngp"]
+                values["cov2"] = diagonal["nngp"] if symmetric else jax.vmap(own, (None, 0))(weights, x2)["nngp"]
+            return values
+
+        return matrix
+
+
+def _mean_over_channels(feature: Feature, results: Sequence[Moments], dtype: Any) -> Moments:
+    """The moments of an output, averaged over its segments, with positions in natural order."""
+    total = sum(s.width for s in feature.segments)
+    shape = Layout.full(feature.sizes, feature.sizes).shape
+    means = []
+    for part in range(2):
+        mean = jnp.zeros(shape, dtype)
+        for segment, moments in zip(feature.segments, results, strict=True):
+            value = moments[part]
+            mean = mean if value is None else mean + (segment.width / total) * value
+        order = [axis for k in range(len(feature.sizes)) for axis in (2 * k + 1, 2 * k)]
+        means.append(jnp.transpose(mean, order))
+    return Moments(*means)
+
+
+def _names(get: Any) -> tuple[str, ...]:
+    if get is None:
+        return (*NAMES, "cov1", "cov2")
+    names = (get,) if isinstance(get, str) else tuple(get) if isinstance(get, tuple | list) else ()
+    if not names or any(n not in NAMES for n in names) or len(set(names)) < len(names):
+        raise InputError(f'get must be "nngp", "ntk", a tuple of them, or None for a Kernel, not {get!r}')
+    return names
+
+
+def _width(feature: Feature) -> int:
+    return sum(s.width for s in feature.segments)
+
+
+def _per_example(inputs: PyTree) -> PyTree:
+    for leaf in jax.tree.leaves(inputs):
+        if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+            raise InputError(f"example inputs must be arrays or jax.ShapeDtypeStruct, not {leaf!r}")
+        if len(leaf.shape) == 0:
+            raise InputError("example inputs must have a leading batch axis, but one is a scalar")
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], jnp.result_type(x.dtype)), inputs)
+
+
+def _is_prior(leaf: Any) -> bool:
+    return isinstance(leaf, Prior | Unreadable)
+
+
+def learning_rates(paths: Sequence[str], tree: Any, trainable: Any, lr_scale: Any) -> list[float]:
+    """The relative learning rate of each parameter: 0 where it is frozen."""
+    trained = _by_path(paths, tree, trainable, "trainable", True)
+    scales = _by_path(paths, tree, lr_scale, "lr_scale", 1.0)
+    return [float(s) if t else 0.0 for t, s in zip(trained, scales, strict=True)]
+
+
+def _by_path(paths: Sequence[str], tree: Any, choice: Any, name: str, default: Any) -> list[Any]:
+    if choice is None:
+        return [default] * len(paths)
+    if callable(choice):
+        return [choice(path) for path in paths]
+    if jax.tree.structure(choice) == tree:
+        return jax.tree.leaves(choice)
+    if not isinstance(choice, Mapping):
+        raise InputError(f"{name} must be a predicate on parameter paths, a mapping from glob to value, or a pytree")
+    values = [default] * len(paths)
+    for pattern, value in choice.items():
+        short = [path.removeprefix("params/") for path in paths]
+        found = [i for i, p in enumerate(paths) if fnmatch.fnmatchcase(p, pattern) or fnmatch.fnmatchcase(short[i], pattern)]
+        if not found:
+            raise InputError(f"{name}: no parameter matches {pattern!r}; the parameters are {', '.join(paths)}")
+        for i in found:
+            values[i] = value
+    return values

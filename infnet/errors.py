@@ -1,0 +1,54 @@
+"""Every refusal says what happened, where, why, and what to do instead."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Where:
+    """A place in the user's program: the module path (`CNN/Dense_0`) and the source line (`model.py:12 (f)`)."""
+
+    module: str = ""
+    line: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.module or '(no module)'} at {self.line or '(unknown line)'}"
+
+
+class InfnetError(Exception):
+    """Base class of all errors raised by infnet on purpose."""
+
+
+class InputError(InfnetError, ValueError):
+    """An argument has the wrong shape, type, name or value."""
+
+
+class PriorError(InfnetError):
+    """The distribution of a parameter at initialisation could not be read off `init`."""
+
+
+class NumericalError(InfnetError, ArithmeticError):
+    """A computation met non-finite numbers or a matrix that cannot be factored."""
+
+
+class UnsupportedError(InfnetError, NotImplementedError):
+    """The model contains an operation whose infinite-width kernel infnet does not know."""
+
+    def __init__(self, what: str, *, where: Where, why: str, remedy: str):
+        self.what, self.where, self.why, self.remedy = what, where, why, remedy
+        super().__init__(f"{what}\n  where:  {where}\n  why:    {why}\n  remedy: {remedy}")
+
+
+class NonGaussianError(UnsupportedError):
+    """A nonlinearity meets an argument that is not Gaussian at infinite width: no closed form exists."""
+
+
+class BatchAxisError(UnsupportedError):
+    """An operation makes one example's output depend on other examples, or on the batch size."""
+
+
+MONTE_CARLO = (
+    "the kernel can still be estimated by sampling finite networks: average "
+    "J(x1) @ J(x2).T with J = jax.jacobian(apply) over several init keys"
+)

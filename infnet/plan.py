@@ -1,0 +1,149 @@
+"""Stage 3: which moments are needed, of which pairs of nodes, at which offsets of their positions.
+
+Starting from the outputs, every request is turned into a `Step` by the rule for its pair of nodes; the step says which
+moments of earlier nodes it needs. Requests for the same pair are united before the pair is planned, so each moment is
+computed once. The work list is ordered by the number of the later node: no recursion, however deep the model.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+
+from infnet.errors import Where
+from infnet.layout import Layout
+from infnet.program import Node
+
+Side = tuple[int, int]  # which example (1 or 2) the left and the right feature are evaluated on
+
+
+class Moments(NamedTuple):
+    """Second moment and tangent kernel of a pair, as blocks; None stands for zero."""
+
+    s: jax.Array | None
+    t: jax.Array | None = None
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A request: E[u_c v_(c + shift)] between two examples, and with `ntk` also the tangent kernel."""
+
+    u: Node
+    v: Node
+    shift: int
+    side: Side
+    layout: Layout
+    ntk: bool = False
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What is computed, whatever the layout."""
+        return (self.u.index, self.v.index, self.shift, self.side)
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Moments with a later node come first in the plan."""
+        return max(self.u.index, self.v.index), min(self.u.index, self.v.index)
+
+    def union(self, other: Ask) -> Ask:
+        """One request that serves both."""
+        layout = self.layout.union(other.layout)
+        return Ask(self.u, self.v, self.shift, self.side, layout, self.ntk or other.ntk)
+
+    @property
+    def vanishes(self) -> bool:
+        """Whether the moment is zero by structure, so that nothing need be computed."""
+        return self.independent and (self.u.zero_mean or self.v.zero_mean)
+
+    @property
+    def independent(self) -> bool:
+        """Whether u_c and v_(c + shift) have no parameter in common at the top: then they are independent."""
+        # u_c reads row c + start of a parameter, and v_(c + shift) reads row c + shift + start.
+        return not any((key, start + self.shift) in self.u.leaves for key, start in self.v.leaves)
+
+
+@dataclass(frozen=True)
+class AskMean:
+    """A request for E[u_c] on one example (averaged over channels where they differ)."""
+
+    u: Node
+    side: int
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What is computed."""
+        return (self.u.index, self.side)
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Moments with a later node come first in the plan."""
+        return self.u.index, -1
+
+
+Request = Ask | AskMean
+
+
+@dataclass(frozen=True)
+class Step:
+    """How one requested moment is computed from the moments it `needs`.
+
+    `evaluate(context, results)` gets one result per need (Moments, a mean, or None for zero).
+    """
+
+    request: Request
+    rule: str
+    where: Where
+    needs: tuple[Request | None, ...]
+    evaluate: Callable[[Any, Sequence[Any]], Any] = field(repr=False)
+    exact: str = "exact"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Steps in the order in which they are executed, and the requests they answer."""
+
+    steps: tuple[Step, ...]
+    outputs: tuple[Ask | None, ...]
+
+
+def make_plan(outputs: Sequence[Ask], rule: Callable[[Request], Step]) -> Plan:
+    """Plan everything that the outputs need; `rule` turns a request into a step."""
+    waiting: dict[Any, Request] = {}
+    heap: list[tuple[tuple[int, int], tuple[int, ...], Any]] = []
+
+    def add(request: Request) -> None:
+        if request.key in waiting:
+            known = waiting[request.key]
+            waiting[request.key] = known.union(request) if isinstance(request, Ask) else known
+        else:
+            waiting[request.key] = request
+            heapq.heappush(heap, ((-request.order[0], -request.order[1]), request.key))
+
+    wanted = tuple(None if a.vanishes else a for a in outputs)
+    for ask in wanted:
+        if ask is not None:
+            add(ask)
+    steps = []
+    while heap:
+        _, key = heapq.heappop(heap)
+        step = rule(waiting.pop(key))
+        steps.append(step)
+        for need in step.needs:
+            if need is not None:
+                add(need)
+    return Plan(tuple(reversed(steps)), wanted)
+
+
+def ask(u: Node, v: Node, shift: int, side: Side, layout: Layout, ntk: bool = False) -> Ask | None:
+    """A request, or None where the moment is zero by structure."""
+    request = Ask(u, v, shift, side, layout, ntk)
+    return None if request.vanishes else request
+
+
+def variance(node: Node, side: int) -> Ask | None:
+    """The request for the second moment of one node at each of its positions."""
+    return ask(node, node, 0, (side, side), Layout.diagonal(node.sizes))

@@ -1,0 +1,371 @@
+"""Stage 2, the work: read the equations of a trace, in order, into the graph of random fields.
+
+What depends on inputs alone stays Known and is left to ordinary JAX. Every other equation is read by the rule that
+`rules/` registers for its primitive; what has no rule is refused.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NoReturn, TypeVar
+
+import jax
+import numpy as np
+
+from infnet._jax import Primitive
+from infnet._jax import lax_primitives as lax_p
+from infnet.activations import recognise
+from infnet.errors import MONTE_CARLO, UnsupportedError, Where
+from infnet.independence import Trace
+from infnet.program import (
+    Elementwise,
+    Feature,
+    Field,
+    Known,
+    Node,
+    OneNode,
+    Param,
+    ParamKey,
+    Program,
+    Segment,
+    Sum,
+    Term,
+    Value,
+)
+from infnet.trace import Equation, is_elementwise
+
+Rule = Callable[["Reader", Equation], None]
+READS: dict[Primitive, Rule] = {}
+N = TypeVar("N", bound=Node)
+
+
+def reads(*primitives: Primitive) -> Callable[[Rule], Rule]:
+    """Register how equations of these primitives are read: the rule sets `reader.values` of each output.
+
+    It is called only if an input is a Param or a Feature. A second rule for a primitive is an error.
+    """
+
+    def add(rule: Rule) -> Rule:
+        for primitive in primitives:
+            if primitive in READS:
+                raise ValueError(f"{primitive.name} is read by another rule already")
+            READS[primitive] = rule
+        return rule
+
+    return add
+
+
+def read(
+    trace: Trace, elementwise: Rule, nonzero_mean: frozenset[int], varying: Mapping[int, tuple[int, ...]]
+) -> Program:
+    """Read a trace.
+
+    Args:
+        trace: the program of one example.
+        elementwise: reads every elementwise equation.
+        nonzero_mean: the parameters whose prior has a mean.
+        varying: the shape of the prior's standard deviation, for parameters where it is an array.
+    """
+    reader = Reader(trace, nonzero_mean, varying)
+    for equation in needed_equations(trace, trace.outputs):
+        reader.producer.update(dict.fromkeys(equation.outputs, equation))
+        if all(isinstance(reader.values[v], Known) for v in equation.inputs):
+            reader.read_known(equation)
+        else:
+            rule = elementwise if is_elementwise(equation) else READS.get(equation.primitive)
+            if rule is None:
+                reader.refuse_operation(equation)
+            rule(reader, equation)
+    return Program(trace, tuple(reader.output(v) for v in trace.outputs))
+
+
+def needed_equations(trace: Trace, variables: Iterable[int]) -> list[Equation]:
+    """The equations that these variables depend on, in order."""
+    needed, kept = set(variables), []
+    for equation in reversed(trace.equations):
+        if needed.intersection(equation.outputs):
+            needed.update(equation.inputs)
+            kept.append(equation)
+    return kept[::-1]
+
+
+class Reader:
+    """The state of reading one trace: the value of each variable, and what was made so far."""
+
+    def __init__(self, trace: Trace, nonzero_mean: frozenset[int], varying: Mapping[int, tuple[int, ...]]):
+        self.trace = trace
+        self.nonzero_mean = nonzero_mean
+        self.varying = varying
+        self.values: dict[int, Value] = {}
+        self.producer: dict[int, Equation] = {}
+        self.param_uses: dict[int, dict[ParamKey, Any]] = {}
+        self._settled: dict[int, Feature] = {}
+        self._elementwise: dict[tuple[int, int, int], Elementwise] = {}
+        self._constants: dict[int, float | None] = {}
+        self._count = 0
+        self.one = self.new(OneNode, sizes=(), where=Where(), leaves=frozenset(), gaussian=True, zero_mean=False)
+        for var in trace.data_inputs:
+            self.values[var] = Known(var, _long_axes(trace.shape(var)), constant=False)
+        for var, value in trace.constants.items():
+            self.values[var] = Known(var, _varying_axes(value), constant=True)
+        for leaf, var in enumerate(trace.param_inputs):
+            factors = tuple(((d, n),) if n > 1 else () for d, n in enumerate(trace.shape(var)))
+            self.values[var] = Param(ParamKey(leaf), factors)
+
+    def new(self, kind: type[N], **fields: Any) -> N:
+        """Make a node, numbered after all that exist."""
+        self._count += 1
+        return kind(index=self._count - 1, **fields)
+
+    def shape(self, var: int) -> tuple[int, ...]:
+        """The shape of a variable, at batch size 1."""
+        return self.trace.shape(var)
+
+    # Known variables
+
+    def read_known(self, equation: Equation) -> None:
+        """Note along which axes a function of Known variables may vary."""
+        inputs = [self.values[v] for v in equation.inputs]
+        constant = all(k.constant for k in inputs)
+        for var in equation.outputs:
+            self.values[var] = Known(var, self._varies(equation, inputs, var), constant)
+
+    def _varies(self, equation: Equation, inputs: Sequence[Known], var: int) -> frozenset[int]:
+        shape = self.shape(var)
+        if equation.primitive is lax_p.broadcast_in_dim_p:
+            places = equation.params["broadcast_dimensions"]
+            return frozenset(int(places[axis]) for axis in inputs[0].varies)
+        if is_elementwise(equation):
+            return frozenset(axis for k in inputs for axis in k.varies)
+        if equation.primitive is not lax_p.iota_p and inputs and not any(k.varies for k in inputs):
+            shape_only = equation.primitive in (lax_p.reshape_p, lax_p.squeeze_p, lax_p.transpose_p, lax_p.slice_p)
+            if shape_only:
+                return frozenset()
+        return _long_axes(shape)
+
+    def constant(self, var: int) -> float | None:
+        """The value of a Known variable that is one number, the same for every example; None if it is not that."""
+        known = self.values[var]
+        if not isinstance(known, Known) or not known.constant or known.varies:
+            return None
+        if var not in self._constants:
+            self._constants[var] = self._evaluate_constant(var)
+        return self._constants[var]
+
+    def _evaluate_constant(self, var: int) -> float | None:
+        env = dict(self.trace.constants)
+        with jax.ensure_compile_time_eval():
+            for equation in needed_equations(self.trace, [var]):
+                values = [env[v] for v in equation.inputs]
+                if any(isinstance(v, jax.core.Tracer) for v in values):
+                    return None
+                env.update(zip(equation.outputs, equation.evaluate(values), strict=True))
+        value = env[var]
+        return None if isinstance(value, jax.core.Tracer) else float(np.asarray(value).flat[0])
+
+    def field(
+        self, var: int, dims: Sequence[Sequence[int]], channel_dims: Sequence[int], channels: tuple[int, int], power: int = 1
+    ) -> Field:
+        """Read a Known variable with the given sizes of index factors per axis, and these axes as channels."""
+        known, shape = self.values[var], self.shape(var)
+        assert isinstance(known, Known)
+        index_dims = [d for d in range(len(shape)) if d not in channel_dims and len(dims[d])]
+        varies = any(d in known.varies for d in index_dims)
+        sizes = tuple(n if shape[d] > 1 else 1 for d in index_dims for n in dims[d])
+        along = any(d in known.varies for d in channel_dims)
+        return Field(var, (*index_dims, *channel_dims), sizes, channels, varies, along, power)
+
+    # Features
+
+    def settled(self, var: int) -> Feature:
+        """The feature `var`, described by nodes of its own rather than as a function of another variable."""
+        feature = self.values[var]
+        assert isinstance(feature, Feature)
+        if feature.base == var:
+            return feature
+        if var not in self._settled:
+            segments = tuple(Segment(self._apply(feature, s.node, var), s.start, s.width) for s in feature.segments)
+            self._settled[var] = Feature(feature.dims, feature.channels, segments, var)
+        return self._settled[var]
+
+    def _apply(self, feature: Feature, node: Node, var: int) -> Node:
+        """The node of a function that is affine or elementwise, applied to `node`."""
+        where = self.producer[var].where
+        if feature.affine == (1.0, 0.0):
+            return node
+        axes = tuple(range(len(node.sizes)))
+        if feature.affine is not None:
+            slope, intercept = feature.affine
+            constant = [Term(intercept, self.one, 0, ())] if intercept else []
+            return self.sum([Term(slope, node, 0, axes), *constant], node.sizes, where)
+        key = (node.index, feature.base, var)
+        if key not in self._elementwise:
+            self._elementwise[key] = self._new_elementwise(feature.base, node, var)
+        return self._elementwise[key]
+
+    def _new_elementwise(self, base: int, node: Node, var: int) -> Elementwise:
+        where = self.chain_where(base, var)
+        try:
+            activation = recognise(self._chain(base, var), where)
+        except UnsupportedError as error:
+            activation = error
+        odd = not isinstance(activation, UnsupportedError) and activation.odd and node.zero_mean
+        return self.new(
+            Elementwise,
+            sizes=node.sizes,
+            where=where,
+            leaves=node.leaves,
+            gaussian=False,
+            zero_mean=odd,
+            uniform=node.uniform,
+            operand=node,
+            activation=activation,
+        )
+
+    def chain_equations(self, base: int, var: int) -> list[Equation]:
+        """The equations that compute `var` from `base`."""
+        needed, kept = {var}, []
+        for out, equation in reversed(self.producer.items()):
+            if out in needed and out != base and equation not in kept:
+                needed.update(v for v in equation.inputs if v != base)
+                kept.append(equation)
+        return kept[::-1]
+
+    def chain_where(self, base: int, var: int) -> Where:
+        """The place of the first operation between `base` and `var` that is not affine."""
+        for equation in self.chain_equations(base, var):
+            for out in equation.outputs:
+                value = self.values.get(out)
+                if isinstance(value, Feature) and value.affine is None:
+                    return equation.where
+        return self.producer[var].where
+
+    def _chain(self, base: int, var: int) -> Any:
+        equations = self.chain_equations(base, var)
+
+        def function(x: jax.Array) -> Any:
+            env = {**self.trace.constants, base: x}
+            for equation in equations:
+                outputs = equation.evaluate([env[v] for v in equation.inputs])
+                env.update(zip(equation.outputs, outputs, strict=True))
+            return env[var]
+
+        aval = self.trace.avals[base]
+        return jax.make_jaxpr(function)(jax.ShapeDtypeStruct(aval.shape, aval.dtype))
+
+    def sum(self, terms: Sequence[Term], sizes: tuple[int, ...], where: Where) -> Node:
+        """The node of a linear combination."""
+        same_axes = tuple(range(len(sizes)))
+        if len(terms) == 1 and terms[0][0] == 1.0 and terms[0].start == 0 and terms[0].axes == same_axes:
+            return terms[0].node
+        varying = any(isinstance(t.coefficient, Field) and t.coefficient.varies_along_channels for t in terms)
+        return self.new(
+            Sum,
+            sizes=sizes,
+            where=where,
+            leaves=frozenset((key, start + t.start) for t in terms for key, start in t.node.leaves),
+            gaussian=all(t.node.gaussian for t in terms),
+            zero_mean=all(t.node.zero_mean for t in terms),
+            uniform=not varying and all(t.node.uniform for t in terms),
+            terms=tuple(terms),
+        )
+
+    def replace_nodes(self, feature: Feature, make: Callable[[Node], Node], var: int) -> tuple[Segment, ...]:
+        """The segments of a feature with every node replaced by `make(node)`, once per node."""
+        made = {s.node.index: make(s.node) for s in feature.segments}
+        return tuple(Segment(made[s.node.index], s.start, s.width) for s in feature.segments)
+
+    def output(self, var: int) -> Feature:
+        """The feature that the model returns."""
+        if not isinstance(self.values[var], Feature):
+            raise UnsupportedError(
+                "the output of the model is not a random function of its input",
+                where=self.producer[var].where if var in self.producer else Where(),
+                why="it depends on the input alone, or on parameters alone, so it has no infinite-width limit",
+                remedy="return what comes after the first Dense or Conv layer",
+            )
+        return self.settled(var)
+
+    def use_param(self, equation: Equation, key: ParamKey, roles: Any) -> None:
+        """Note how a parameter is used; a second use must be of the same kind, or of another slice.
+
+        Raises:
+            UnsupportedError: contracted and free axes are exchanged (`W.T`), or slices overlap.
+        """
+        used = self.param_uses.setdefault(key.leaf, {})
+        if key in used:
+            alike = used[key] == roles
+        else:
+            alike = all(_disjoint(key, other) for other in used)
+            used[key] = roles
+        if not alike:
+            self.refuse(
+                equation,
+                "a parameter is used a second time in another way",
+                "the same weight with its axes exchanged (`W` and `W.T`), in overlapping slices, or in two kinds of "
+                "layer makes the two results dependent: the usual kernel would be wrong",
+                f"use a parameter of its own for each use; or {MONTE_CARLO}",
+            )
+
+    def check_uniform(self, equation: Equation, param: Param, axes: Sequence[int | None]) -> None:
+        """Raise unless the prior of a parameter varies along these axes of its array at most."""
+        shape = self.varying.get(param.key.leaf, ())
+        if any(n > 1 and axis not in axes for axis, n in enumerate(shape)):
+            self.refuse(
+                equation,
+                "a parameter whose standard deviation differs from channel to channel",
+                "the channels of a layer must all have the same law, to become infinitely many",
+                "initialise all channels alike, or replace the prior: infnet.override_priors",
+            )
+
+    # Refusals
+
+    def refuse(self, equation: Equation, what: str, why: str, remedy: str = MONTE_CARLO) -> NoReturn:
+        """Raise `UnsupportedError` for an equation."""
+        raise UnsupportedError(f"`{equation.primitive.name}`: {what}", where=equation.where, why=why, remedy=remedy)
+
+    def refuse_operation(self, equation: Equation) -> NoReturn:
+        """Refuse an operation that no rule reads."""
+        why, remedy = REASONS.get(equation.primitive, ("infnet has no kernel rule for this operation", MONTE_CARLO))
+        roles = ", ".join(
+            f"{type(self.values[v]).__name__.lower()} {self.shape(v)}" for v in equation.inputs
+        )
+        self.refuse(equation, f"no kernel rule for this operation on ({roles})", why, remedy)
+
+
+REASONS: dict[Primitive, tuple[str, str]] = {
+    lax_p.reduce_window_max_p: (
+        "the maximum of several random values is not a linear map, and its law at infinite width has no closed form",
+        f"use `nn.avg_pool`; or {MONTE_CARLO}",
+    ),
+    lax_p.reduce_max_p: (
+        "the maximum over an axis (in a softmax, over channels or positions) has no closed-form law at infinite width",
+        f"drop the softmax (the kernel of the logits is usually what is wanted); or {MONTE_CARLO}",
+    ),
+}
+
+
+def _disjoint(one: ParamKey, two: ParamKey) -> bool:
+    """Whether two slices of one parameter have no element in common."""
+    cuts = {axis: (start, stop) for axis, start, stop in one.slices}
+    return any(
+        axis in cuts and (stop <= cuts[axis][0] or cuts[axis][1] <= start) for axis, start, stop in two.slices
+    )
+
+
+def _long_axes(shape: Sequence[int]) -> frozenset[int]:
+    return frozenset(axis for axis, size in enumerate(shape) if size > 1)
+
+
+def _varying_axes(value: Any) -> frozenset[int]:
+    shape = np.shape(value)
+    if isinstance(value, jax.core.Tracer) or math.prod(shape) <= 1 or jax.dtypes.issubdtype(value.dtype, jax.dtypes.extended):
+        return _long_axes(shape)
+    array = np.asarray(value)
+    varying = (
+        axis
+        for axis in _long_axes(shape)
+        if not np.array_equal(array, np.broadcast_to(array.take([0], axis), shape))
+    )
+    return frozenset(varying)

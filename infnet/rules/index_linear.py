@@ -1,0 +1,269 @@
+"""Fixed linear maps of positions: slice, pad, flip, sums, pooling. All are read into one kind of node."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from infnet._jax import lax_primitives as lax_p
+from infnet._jax import split_p
+from infnet.errors import MONTE_CARLO
+from infnet.index_maps import IndexMap, Pool, Select, Total
+from infnet.primitives.windows import Window
+from infnet.program import Atom, Feature, Known, Param, Segment
+from infnet.reader import Reader, reads
+from infnet.rules.rearrange import in_dim_order, index_linear, split_index_axes
+from infnet.rules.sums import combine, concatenate_channels, merge_segments
+from infnet.trace import Equation
+
+Range = tuple[int, int, int]  # step, first, count
+
+
+@reads(lax_p.slice_p)
+def read_slice(reader: Reader, equation: Equation) -> None:
+    """Slices of positions, of channels, or of a parameter."""
+    start, stop = equation.params["start_indices"], equation.params["limit_indices"]
+    strides = equation.params["strides"] or (1,) * len(start)
+    ranges = [(k, a, -(-(b - a) // k)) for a, b, k in zip(start, stop, strides, strict=True)]
+    _select(reader, equation, equation.outputs[0], ranges)
+
+
+@reads(split_p)
+def read_split(reader: Reader, equation: Equation) -> None:
+    """Consecutive slices along one axis."""
+    axis, start = equation.params["axis"], 0
+    for size, out in zip(equation.params["sizes"], equation.outputs, strict=True):
+        ranges = [(1, 0, n) for n in reader.shape(equation.inputs[0])]
+        ranges[axis] = (1, start, int(size))
+        _select(reader, equation, out, ranges)
+        start += int(size)
+
+
+@reads(lax_p.rev_p)
+def read_rev(reader: Reader, equation: Equation) -> None:
+    """Flips."""
+    flipped = equation.params["dimensions"]
+    shape = reader.shape(equation.inputs[0])
+    ranges = [(-1, n - 1, n) if d in flipped else (1, 0, n) for d, n in enumerate(shape)]
+    _select(reader, equation, equation.outputs[0], ranges)
+
+
+@reads(lax_p.pad_p)
+def read_pad(reader: Reader, equation: Equation) -> None:
+    """Padding with zeros (or, with negative amounts, cropping)."""
+    if reader.constant(equation.inputs[1]) != 0.0:
+        reader.refuse(equation, "padding with values other than zero", "infnet has no rule for this yet")
+    config = [tuple(map(int, c)) for c in equation.params["padding_config"]]
+    if any(interior for _, _, interior in config):
+        reader.refuse(equation, "padding between elements", "infnet has no rule for this yet")
+    shape = reader.shape(equation.outputs[0])
+    ranges = [(1, -low, n) for (low, _, _), n in zip(config, shape, strict=True)]
+    _select(reader, equation, equation.outputs[0], ranges)
+
+
+def _select(reader: Reader, equation: Equation, out: int, ranges: Sequence[Range]) -> None:
+    var = equation.inputs[0]
+    shape = reader.shape(var)
+    touched = [d for d, (n, r) in enumerate(zip(shape, ranges, strict=True)) if r != (1, 0, n)]
+    if isinstance(reader.values[var], Param):
+        _slice_param(reader, equation, out, touched, ranges)
+        return
+    feature = _with_whole_axes(reader, equation, var, touched)
+    along = [d for d in touched if any(a.is_channel for a in feature.dims[d])]
+    if along:
+        feature = _cut_channels(reader, equation, feature, ranges[along[0]], out)
+    steps = [(1, 0, n) for n in feature.sizes]
+    dims = list(feature.dims)
+    for d in touched:
+        if d in along:
+            continue
+        if not feature.dims[d]:
+            reader.refuse(equation, "padding an axis of size 1", "infnet has no rule for this yet")
+        steps[feature.dims[d][0].number] = ranges[d]
+    segments = _mapped(reader, equation, feature, Select(feature.sizes, tuple(steps)), "select", out)
+    reader.values[out] = Feature(tuple(dims), feature.channels, segments, out)
+
+
+def _cut_channels(reader: Reader, equation: Equation, feature: Feature, cut: Range, out: int) -> Feature:
+    step, first, count = cut
+    if step != 1 or first < 0 or len(feature.channels) != 1 or first + count > feature.channels[0]:
+        reader.refuse(
+            equation,
+            "channels are flipped, padded or taken with a stride",
+            "infnet follows ranges of channels only",
+            f"channels are interchangeable: slice them with step 1; or {MONTE_CARLO}",
+        )
+    pieces, position = [], 0
+    for s in feature.segments:
+        low, high = max(first, position), min(first + count, position + s.width)
+        if low < high:
+            if not s.node.uniform:
+                reader.refuse(
+                    equation,
+                    "a slice of channels that are not alike",
+                    "an input was added to the feature, so each channel has a mean of its own",
+                )
+            pieces.append(Segment(s.node, s.start + low - position, high - low))
+        position += s.width
+    return Feature(feature.dims, (count,), merge_segments(pieces), out)
+
+
+def _slice_param(reader: Reader, equation: Equation, out: int, touched: Sequence[int], ranges: Sequence[Range]) -> None:
+    param = reader.values[equation.inputs[0]]
+    assert isinstance(param, Param)
+    slices, factors = list(param.key.slices), list(param.factors)
+    for d in touched:
+        step, first, count = ranges[d]
+        if step != 1 or first < 0 or len(factors[d]) != 1 or not isinstance(factors[d][0][0], int):
+            reader.refuse(equation, "a parameter is sliced in an irregular way", "infnet follows plain ranges only")
+        axis = factors[d][0][0]
+        before = next((a for k, a, _ in slices if k == axis), 0)
+        slices = [(k, a, b) for k, a, b in slices if k != axis]
+        slices.append((axis, before + first, before + first + count))
+        factors[d] = ((axis, count),) if count > 1 else ()
+    key = type(param.key)(param.key.leaf, tuple(sorted(slices)))
+    reader.values[out] = Param(key, tuple(factors), param.scale)
+
+
+@reads(lax_p.reduce_sum_p)
+def read_sum(reader: Reader, equation: Equation) -> None:
+    """Sums over positions."""
+    var, (out,) = equation.inputs[0], equation.outputs
+    reduced = equation.params["axes"]
+    feature = _feature(reader, equation, var)
+    summed = [a for d in reduced for a in feature.dims[d] if feature.size(a) > 1]
+    if any(a.is_channel for a in summed):
+        reader.refuse(
+            equation,
+            "a sum over channels",
+            "infnet has no rule yet for sums and means over the axis that becomes infinite (as in LayerNorm, softmax)",
+            f"use `nn.Dense` to mix channels; or {MONTE_CARLO}",
+        )
+    numbers = tuple(sorted(a.number for a in summed))
+    kept = [k for k in range(len(feature.sizes)) if k not in numbers]
+    segments = _mapped(reader, equation, feature, Total(feature.sizes, numbers), "sum over positions", out)
+    dims = tuple(
+        tuple(a if a.is_channel else Atom(False, kept.index(a.number)) for a in dim if a.is_channel or a.number in kept)
+        for d, dim in enumerate(feature.dims)
+        if d not in reduced
+    )
+    reader.values[out] = Feature(dims, feature.channels, segments, out)
+
+
+@reads(lax_p.reduce_window_sum_p)
+def read_pool(reader: Reader, equation: Equation) -> None:
+    """Average and sum pooling."""
+    var, (out,), params = equation.inputs[0], equation.outputs, equation.params
+    windows = [
+        Window(size, stride, dilation, low, high)
+        for size, stride, dilation, (low, high) in zip(
+            params["window_dimensions"],
+            params["window_strides"],
+            params["window_dilation"],
+            params["padding"],
+            strict=True,
+        )
+    ]
+    if any(b != 1 for b in params["base_dilation"]):
+        reader.refuse(equation, "pooling with base dilation", "infnet has no rule for this yet")
+    touched = [d for d, w in enumerate(windows) if not w.is_identity]
+    feature = _with_whole_axes(reader, equation, var, touched)
+    per_axis = [Window() for _ in feature.sizes]
+    for d in touched:
+        if not feature.dims[d] or feature.dims[d][0].is_channel:
+            reader.refuse(equation, "pooling over channels or over an axis of size 1", "infnet has no rule for this yet")
+        per_axis[feature.dims[d][0].number] = windows[d]
+    segments = _mapped(reader, equation, feature, Pool(feature.sizes, tuple(per_axis)), "pool", out)
+    reader.values[out] = Feature(feature.dims, feature.channels, segments, out)
+
+
+@reads(lax_p.concatenate_p)
+def read_concatenate(reader: Reader, equation: Equation) -> None:
+    """Concatenation of channels (segments side by side) or of positions (a sum of padded parts)."""
+    axis, (out,) = equation.params["dimension"], equation.outputs
+    if any(isinstance(reader.values[v], Param) for v in equation.inputs):
+        reader.refuse(equation, "a parameter is concatenated with something else", "infnet has no rule for this yet")
+    features = {v: _with_whole_axes(reader, equation, v, [axis]) for v in equation.inputs if _is_feature(reader, v)}
+    along_channels = any(a.is_channel for f in features.values() for a in f.dims[axis])
+    if along_channels:
+        concatenate_channels(reader, equation, axis)
+        return
+    if any(isinstance(reader.values[v], Known) for v in equation.inputs):
+        reader.refuse(equation, "inputs are concatenated to positions of a feature", "infnet has no rule for this yet")
+    _concatenate_positions(reader, equation, features, axis, out)
+
+
+def _is_feature(reader: Reader, var: int) -> bool:
+    return isinstance(reader.values[var], Feature)
+
+
+def _concatenate_positions(
+    reader: Reader, equation: Equation, features: dict[int, Feature], axis: int, out: int
+) -> None:
+    total, start, padded = reader.shape(out)[axis], 0, []
+    for number, var in enumerate(equation.inputs):
+        feature = features[var]
+        if not feature.dims[axis]:
+            reader.refuse(equation, "features are stacked along an axis of size 1", "infnet has no rule for this yet")
+        ranges = [(1, 0, n) for n in feature.sizes]
+        ranges[feature.dims[axis][0].number] = (1, -start, total)
+        # Each part is a variable of its own, so that the sum can be read like any other.
+        part = -1 - number - len(reader.trace.avals) * (out + 1)
+        segments = _mapped(reader, equation, feature, Select(feature.sizes, tuple(ranges)), "concatenate", part)
+        reader.values[part] = Feature(feature.dims, feature.channels, segments, part)
+        reader.producer[part] = equation
+        padded.append(part)
+        start += reader.shape(var)[axis]
+    combine(reader, equation, [(1.0, part) for part in padded])
+
+
+def _feature(reader: Reader, equation: Equation, var: int) -> Feature:
+    if isinstance(reader.values[var], Param):
+        reader.refuse(
+            equation,
+            "a parameter goes through an operation other than multiplication by a number",
+            "the law of the result is then not that of the parameter",
+        )
+    return reader.settled(var)
+
+
+def _with_whole_axes(reader: Reader, equation: Equation, var: int, touched: Sequence[int]) -> Feature:
+    """The settled feature with one atom on each of the touched array axes."""
+    feature = _feature(reader, equation, var)
+    if all(len([a for a in feature.dims[d] if feature.size(a) > 1]) <= 1 for d in touched):
+        feature = in_dim_order(reader, feature, var)
+        return feature
+    if any(a.is_channel for d in touched for a in feature.dims[d]):
+        reader.refuse(
+            equation,
+            "an axis that holds positions and channels at once is cut",
+            "infnet follows slices of positions or of channels, before they are flattened into one axis",
+            f"slice before the reshape; or {MONTE_CARLO}",
+        )
+    feature = in_dim_order(reader, feature, var)
+    sizes, dims, count = [], [], 0
+    for d, dim in enumerate(feature.dims):
+        index = [feature.size(a) for a in dim if not a.is_channel]
+        if d in touched and len(index) > 1:
+            index = [reader.shape(var)[d]]
+        sizes.extend(index)
+        channels = tuple(a for a in dim if a.is_channel)
+        dims.append((*(Atom(False, count + k) for k in range(len(index))), *channels))
+        count += len(index)
+    merged = split_index_axes(reader, feature, tuple(sizes), var)
+    return Feature(tuple(dims), merged.channels, merged.segments, var)
+
+
+def _mapped(
+    reader: Reader, equation: Equation, feature: Feature, mapping: IndexMap, rule: str, out: int
+) -> tuple[Segment, ...]:
+    if _is_identity(mapping):
+        return feature.segments
+    return reader.replace_nodes(
+        feature, lambda node: index_linear(reader, node, mapping, mapping.shape, equation.where, rule), out
+    )
+
+
+def _is_identity(mapping: IndexMap) -> bool:
+    return isinstance(mapping, Select) and all(
+        r == (1, 0, n) for r, n in zip(mapping.ranges, mapping.sizes, strict=True)
+    )

@@ -1,0 +1,177 @@
+"""Reshape, transpose, squeeze, broadcast: they regroup the atoms of an array and leave its fields alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from infnet._jax import lax_primitives as lax_p
+from infnet.atoms import regroup
+from infnet.errors import Where
+from infnet.index_maps import Rearrange
+from infnet.program import Atom, Feature, IndexLinear, Node, Param, Segment, Term
+from infnet.reader import Reader, reads
+from infnet.trace import Equation
+
+
+@reads(lax_p.transpose_p, lax_p.squeeze_p)
+def read_axes(reader: Reader, equation: Equation) -> None:
+    """Reorder axes, or drop axes of size 1."""
+    value = reader.values[equation.inputs[0]]
+    if equation.primitive is lax_p.transpose_p:
+        order = tuple(equation.params["permutation"])
+    else:
+        order = tuple(d for d in range(len(reader.shape(equation.inputs[0]))) if d not in equation.params["dimensions"])
+    if isinstance(value, Param):
+        factors = tuple(value.factors[d] for d in order)
+        reader.values[equation.outputs[0]] = Param(value.key, factors, value.scale)
+    else:
+        assert isinstance(value, Feature)
+        reader.values[equation.outputs[0]] = _redimensioned(value, tuple(value.dims[d] for d in order))
+
+
+def _redimensioned(feature: Feature, dims: tuple[tuple[Atom, ...], ...]) -> Feature:
+    return Feature(dims, feature.channels, feature.segments, feature.base, feature.affine)
+
+
+@reads(lax_p.reshape_p)
+def read_reshape(reader: Reader, equation: Equation) -> None:
+    """Regroup atoms; split those that an axis boundary cuts through."""
+    (var,), (out,) = equation.inputs, equation.outputs
+    shape, value = reader.shape(out), reader.values[var]
+    try:
+        if isinstance(value, Param):
+            reader.values[out] = Param(value.key, regroup(value.factors, shape), value.scale)
+        else:
+            assert isinstance(value, Feature)
+            reader.values[out] = _reshape(reader, value, shape, var, out)
+    except ValueError as error:
+        reader.refuse(equation, f"{error}", "the axes of the result mix parts of the axes of the operand")
+
+
+def _reshape(reader: Reader, feature: Feature, shape: Sequence[int], var: int, out: int) -> Feature:
+    grouped = regroup(_factors(feature), shape)
+    if all(isinstance(name, Atom) for dim in grouped for name, _ in dim):
+        return _redimensioned(feature, tuple(tuple(name for name, _ in dim) for dim in grouped))
+    feature = in_dim_order(reader, reader.settled(var), var)
+    grouped = regroup(_factors(feature), shape)
+    sizes: tuple[list[int], list[int]] = ([], [])
+    dims = []
+    for dim in grouped:
+        atoms = []
+        for name, size in dim:
+            kind = _root(name).is_channel
+            atoms.append(Atom(kind, len(sizes[kind])))
+            sizes[kind].append(size)
+        dims.append(tuple(atoms))
+    index_sizes, channels = map(tuple, sizes)
+    if len(channels) > 1 and len(feature.segments) > 1:
+        raise ValueError("cannot split concatenated channels into several axes")
+    feature = split_index_axes(reader, feature, index_sizes, var)
+    return Feature(tuple(dims), channels, feature.segments, out)
+
+
+def _factors(feature: Feature) -> list[list[tuple[Any, int]]]:
+    return [[(a, feature.size(a)) for a in dim if feature.size(a) > 1] for dim in feature.dims]
+
+
+def _root(name: Any) -> Atom:
+    while not isinstance(name, Atom):
+        name = name[0]
+    return name
+
+
+@reads(lax_p.broadcast_in_dim_p)
+def read_broadcast(reader: Reader, equation: Equation) -> None:
+    """Insert axes of size 1, or repeat a feature along new index axes."""
+    (var,), (out,) = equation.inputs, equation.outputs
+    shape, value = reader.shape(out), reader.values[var]
+    places = {int(d): axis for axis, d in enumerate(equation.params["broadcast_dimensions"])}
+    old = reader.shape(var)
+    repeated = [d for d, n in enumerate(shape) if n > 1 and (d not in places or old[places[d]] == 1)]
+    if isinstance(value, Param):
+        if repeated:
+            reader.refuse(
+                equation,
+                "a parameter is repeated along a new axis",
+                "infnet follows a repeated parameter only where it is added with axes of size 1",
+                "add the parameter with axes of size 1 (`bias[None, :]`) and let the sum broadcast",
+            )
+        factors = tuple(value.factors[places[d]] if d in places else () for d in range(len(shape)))
+        reader.values[out] = Param(value.key, factors, value.scale)
+        return
+    assert isinstance(value, Feature)
+    dims = tuple(value.dims[places[d]] if d in places else () for d in range(len(shape)))
+    if not repeated:
+        reader.values[out] = _redimensioned(value, dims)
+        return
+    feature = reader.settled(var)
+    axes = tuple(range(len(feature.sizes)))
+    sizes = (*feature.sizes, *(shape[d] for d in repeated))
+
+    def repeat(node: Node) -> Node:
+        return reader.sum([Term(1.0, node, 0, axes)], sizes, equation.where)
+
+    new = {d: (Atom(False, len(axes) + k),) for k, d in enumerate(repeated)}
+    dims = tuple(new.get(d, dim) for d, dim in enumerate(dims))
+    reader.values[out] = Feature(dims, feature.channels, reader.replace_nodes(feature, repeat, var), out)
+
+
+def in_dim_order(reader: Reader, feature: Feature, var: int) -> Feature:
+    """The same feature with its atoms numbered in the order of the array axes; axes of size 1 are dropped."""
+    order = [a for dim in feature.dims for a in dim if feature.size(a) > 1]
+    index = tuple(a.number for a in order if not a.is_channel)
+    channel = [a.number for a in order if a.is_channel]
+    if channel != sorted(channel):
+        reader.refuse(
+            reader.producer[var],
+            "the channel axes of a feature are in another order than they were made in",
+            "infnet has no rule yet for permuted channels",
+        )
+    if index == tuple(range(len(feature.sizes))) and len(channel) == len(feature.channels):
+        return feature
+    shape = tuple(feature.sizes[k] for k in index)
+    segments = _mapped(reader, feature, Rearrange(feature.sizes, index, shape), var)
+    count = [0, 0]
+    dims = []
+    for dim in feature.dims:
+        atoms = []
+        for a in dim:
+            if feature.size(a) > 1:
+                atoms.append(Atom(a.is_channel, count[a.is_channel]))
+                count[a.is_channel] += 1
+        dims.append(tuple(atoms))
+    return Feature(tuple(dims), tuple(feature.channels[k] for k in channel), segments, var)
+
+
+def split_index_axes(reader: Reader, feature: Feature, sizes: tuple[int, ...], var: int) -> Feature:
+    """The same feature with its index axes cut (or merged) to `sizes`, in row-major order; `dims` is left as it was."""
+    if feature.sizes == sizes:
+        return feature
+    assert math.prod(feature.sizes) == math.prod(sizes)
+    regrouped = Rearrange(feature.sizes, tuple(range(len(feature.sizes))), sizes)
+    return Feature(feature.dims, feature.channels, _mapped(reader, feature, regrouped, var), var)
+
+
+def _mapped(reader: Reader, feature: Feature, mapping: Rearrange, var: int) -> tuple[Segment, ...]:
+    where = reader.producer[var].where if var in reader.producer else Where()
+    return reader.replace_nodes(
+        feature, lambda node: index_linear(reader, node, mapping, mapping.shape, where, "reshape"), var
+    )
+
+
+def index_linear(reader: Reader, node: Node, mapping: Any, sizes: tuple[int, ...], where: Where, rule: str) -> Node:
+    """The node of a linear map of positions."""
+    return reader.new(
+        IndexLinear,
+        sizes=sizes,
+        where=where,
+        leaves=node.leaves,
+        gaussian=node.gaussian,
+        zero_mean=node.zero_mean,
+        uniform=node.uniform,
+        operand=node,
+        map=mapping,
+        rule=rule,
+    )

@@ -1,0 +1,294 @@
+"""Linear combinations of features, inputs and parameters: residual connections, biases, scalings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from infnet.atoms import common_factors
+from infnet.errors import MONTE_CARLO
+from infnet.program import (
+    Atom,
+    Feature,
+    Field,
+    Known,
+    KnownNode,
+    Node,
+    Param,
+    ParamKey,
+    ParamNode,
+    Segment,
+    Term,
+)
+from infnet.reader import Reader
+from infnet.rules.rearrange import in_dim_order, split_index_axes
+from infnet.trace import Equation
+
+Template = tuple[tuple[tuple[bool, int], ...], ...]  # per array axis, (is_channel, size) of each of its factors
+
+
+def scale(reader: Reader, equation: Equation) -> None:
+    """A feature times (or divided by) an array of known values."""
+    feature = next(v for v in equation.inputs if isinstance(reader.values[v], Feature))
+    known = next(v for v in equation.inputs if v != feature)
+    power = 1 if equation.primitive.name == "mul" else -1
+    (out,) = equation.outputs
+    template = _template(reader, equation, [feature])
+    axes, segments = _aligned(reader, feature, template)
+    pieces = []
+    for piece, position in zip(segments, _starts(segments), strict=True):
+        coefficient = _field(reader, known, template, (position, position + piece.width), power)
+        if coefficient.varies_along_channels and not piece.node.uniform:
+            reader.refuse(
+                equation,
+                "a scale that varies along channels, on a feature whose channels are not alike",
+                "the channels then differ in two ways that infnet would have to average together",
+            )
+        term = Term(coefficient, piece.node, piece.start, axes)
+        node = reader.sum([term], _index_sizes(template), equation.where)
+        pieces.append(Segment(node, 0, piece.width))
+    reader.values[out] = _feature(template, pieces, out)
+
+
+def combine(reader: Reader, equation: Equation, operands: Sequence[tuple[float, int]]) -> None:
+    """The sum of coefficient * operand, each a Feature, a Known or a Param of broadcasting shapes."""
+    (out,) = equation.outputs
+    features = [v for _, v in operands if isinstance(reader.values[v], Feature)]
+    template = _template(reader, equation, features)
+    aligned = {v: _aligned(reader, v, template) for v in features}
+    pieces = []
+    for start, stop in _cuts([segments for _, segments in aligned.values()]):
+        terms = []
+        for coefficient, var in operands:
+            if var in aligned:
+                axes, segments = aligned[var]
+                segment, offset = _segment_at(segments, start)
+                if not segment.node.uniform and (offset, segment.width) != (0, stop - start):
+                    reader.refuse(
+                        equation,
+                        "a part of the channels of a feature whose channels are not alike",
+                        "an input was added to the feature, so each channel has a mean of its own",
+                    )
+                terms.append(Term(coefficient, segment.node, segment.start + offset, axes))
+            elif isinstance(reader.values[var], Known):
+                node = known_node(reader, equation, var, template, (start, stop))
+                terms.append(Term(coefficient, node, 0, tuple(range(len(node.sizes)))))
+            else:
+                node, axes = _param_node(reader, equation, var, template, (start, stop))
+                terms.append(Term(coefficient, node, 0, axes))
+        node = reader.sum(terms, _index_sizes(template), equation.where)
+        pieces.append(Segment(node, 0, stop - start))
+    reader.values[out] = _feature(template, pieces, out)
+
+
+def concatenate_channels(reader: Reader, equation: Equation, axis: int) -> None:
+    """Features and inputs side by side along their one channel axis."""
+    (out,) = equation.outputs
+    features = [v for v in equation.inputs if isinstance(reader.values[v], Feature)]
+    template = _template(reader, equation, features, concatenated=axis)
+    pieces = []
+    for var in equation.inputs:
+        own = list(template)
+        width = reader.shape(var)[axis]
+        own[axis] = ((True, width),) if width > 1 else ()
+        if var in features:
+            axes, segments = _aligned(reader, var, tuple(own))
+            for s in segments:
+                node = reader.sum([Term(1.0, s.node, 0, axes)], _index_sizes(template), equation.where)
+                pieces.append(Segment(node, s.start, s.width))
+        else:
+            node = known_node(reader, equation, var, tuple(own), (0, width), channel_dims=[axis])
+            pieces.append(Segment(node, 0, width))
+    reader.values[out] = _feature(template, pieces, out)
+
+
+def _template(
+    reader: Reader, equation: Equation, features: Sequence[int], concatenated: int | None = None
+) -> Template:
+    """The factors of each axis of the result: the common refinement of the features' own."""
+    settled = [reader.settled(v) for v in features]
+    rank = len(reader.shape(equation.outputs[0]))
+    template: list[tuple[tuple[bool, int], ...]] = []
+    for d in range(rank):
+        if d == concatenated:
+            template.append(((True, reader.shape(equation.outputs[0])[d]),))
+            continue
+        own = [[(a.is_channel, f.size(a)) for a in f.dims[d] if f.size(a) > 1] for f in settled if len(f.dims) > d]
+        own = [factors for factors in own if factors]
+        merged = own[0] if own else []
+        for factors in own[1:]:
+            merged = _refine(reader, equation, merged, factors)
+        size = reader.shape(equation.outputs[0])[d]
+        template.append(tuple(merged) if merged else ((False, size),) if size > 1 else ())
+    return tuple(template)
+
+
+def _refine(reader: Reader, equation: Equation, one: list, two: list) -> list:
+    if one == two:
+        return one
+    kinds = {k for k, _ in (*one, *two)}
+    if len(kinds) == 1:
+        try:
+            sizes = common_factors([n for _, n in one], [n for _, n in two])
+        except ValueError:
+            kinds = set()
+        else:
+            return [(kinds.copy().pop(), n) for n in sizes]
+    reader.refuse(
+        equation,
+        "two features whose axes do not match: positions of one meet channels of the other",
+        "channels become infinitely many and positions do not, so the two cannot be added",
+    )
+
+
+def _aligned(reader: Reader, var: int, template: Template) -> tuple[tuple[int, ...], tuple[Segment, ...]]:
+    """The segments of a feature with index axes as in the template, and which of its axes they are."""
+    feature = in_dim_order(reader, reader.settled(var), var)
+    present = [d for d in range(len(template)) if any(feature.size(a) > 1 for a in feature.dims[d])]
+    wanted = [n for d in present for is_channel, n in template[d] if not is_channel]
+    feature = split_index_axes(reader, feature, tuple(wanted), var)
+    axes, number = [], 0
+    for d, factors in enumerate(template):
+        for is_channel, _ in factors:
+            if is_channel:
+                continue
+            if d in present:
+                axes.append(number)
+            number += 1
+    return tuple(axes), feature.segments
+
+
+def _index_sizes(template: Template) -> tuple[int, ...]:
+    return tuple(n for factors in template for is_channel, n in factors if not is_channel)
+
+
+def _feature(template: Template, pieces: Sequence[Segment], out: int) -> Feature:
+    dims, counts, channels = [], [0, 0], []
+    for factors in template:
+        atoms = []
+        for is_channel, size in factors:
+            atoms.append(Atom(is_channel, counts[is_channel]))
+            counts[is_channel] += 1
+            if is_channel:
+                channels.append(size)
+        dims.append(tuple(atoms))
+    return Feature(tuple(dims), tuple(channels), merge_segments(pieces), out)
+
+
+def merge_segments(pieces: Sequence[Segment]) -> tuple[Segment, ...]:
+    """Join neighbouring ranges of one node."""
+    merged: list[Segment] = []
+    for piece in pieces:
+        last = merged[-1] if merged else None
+        if last and last.node is piece.node and last.start + last.width == piece.start:
+            merged[-1] = Segment(last.node, last.start, last.width + piece.width)
+        else:
+            merged.append(piece)
+    return tuple(merged)
+
+
+def _starts(segments: Sequence[Segment]) -> list[int]:
+    return [sum(s.width for s in segments[:k]) for k in range(len(segments))]
+
+
+def _cuts(lists: Sequence[Sequence[Segment]]) -> list[tuple[int, int]]:
+    """The common refinement of several cuts of the same channels."""
+    bounds = sorted({0, *(sum(s.width for s in segments[: k + 1]) for segments in lists for k in range(len(segments)))})
+    return list(zip(bounds[:-1], bounds[1:], strict=True))
+
+
+def _segment_at(segments: Sequence[Segment], channel: int) -> tuple[Segment, int]:
+    position = 0
+    for segment in segments:
+        if channel < position + segment.width:
+            return segment, channel - position
+        position += segment.width
+    raise AssertionError("all operands have the same number of channels")
+
+
+def _channel_dims(template: Template) -> list[int]:
+    return [d for d, factors in enumerate(template) if any(is_channel for is_channel, _ in factors)]
+
+
+def _field(
+    reader: Reader,
+    var: int,
+    template: Template,
+    channels: tuple[int, int],
+    power: int = 1,
+    channel_dims: Sequence[int] | None = None,
+) -> Field:
+    channel_dims = _channel_dims(template) if channel_dims is None else channel_dims
+    dims = [[n for is_channel, n in factors if not is_channel] for factors in template]
+    known = reader.values[var]
+    assert isinstance(known, Known)
+    if any(is_channel != factors[0][0] for factors in template for is_channel, _ in factors) and known.varies:
+        raise ValueError("an array axis that holds positions and channels at once")
+    return reader.field(var, dims, channel_dims, channels, power)
+
+
+def known_node(
+    reader: Reader,
+    equation: Equation,
+    var: int,
+    template: Template,
+    channels: tuple[int, int],
+    channel_dims: Sequence[int] | None = None,
+) -> Node:
+    """A Known array as a summand of a feature."""
+    try:
+        field = _field(reader, var, template, channels, channel_dims=channel_dims)
+    except ValueError as error:
+        reader.refuse(equation, f"an array of inputs is added along {error}", "infnet has no rule for this yet")
+    return reader.new(
+        KnownNode,
+        sizes=_index_sizes(template),
+        where=equation.where,
+        leaves=frozenset(),
+        gaussian=True,
+        zero_mean=False,
+        uniform=not field.varies_along_channels,
+        field=field,
+    )
+
+
+def _param_node(
+    reader: Reader, equation: Equation, var: int, template: Template, channels: tuple[int, int]
+) -> tuple[Node, tuple[int, ...]]:
+    """A parameter that is added, and which index axes of the sum it has."""
+    param = reader.values[var]
+    assert isinstance(param, Param)
+    axes, sizes, number, width = [], [], 0, 1
+    for factors, own in zip(template, param.factors, strict=True):
+        present = math.prod(n for _, n in own) > 1
+        for is_channel, n in factors:
+            if not is_channel:
+                if present:
+                    axes.append(number)
+                    sizes.append(n)
+                number += 1
+            elif present:
+                width *= n
+    total = math.prod(n for factors in template for is_channel, n in factors if is_channel)
+    if width != total:
+        reader.refuse(
+            equation,
+            "a parameter without a channel axis is added to a feature",
+            "all channels would share it: they would not be independent, and the NTK would not converge",
+            f"give the parameter a channel axis; or {MONTE_CARLO}",
+        )
+    key = param.key
+    if channels != (0, total):
+        key = ParamKey(key.leaf, (*key.slices, (-1, *channels)))
+    reader.use_param(equation, key, ("added", param.factors))
+    reader.check_uniform(equation, param, ())
+    node = reader.new(
+        ParamNode,
+        sizes=tuple(sizes),
+        where=equation.where,
+        leaves=frozenset({(key, 0)}),
+        gaussian=True,
+        zero_mean=param.key.leaf not in reader.nonzero_mean,
+        param=Param(key, param.factors, param.scale),
+    )
+    return node, tuple(axes)

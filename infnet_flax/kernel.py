@@ -1,0 +1,82 @@
+"""Where a linen module keeps its `apply` and its initialisers. No kernel mathematics here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+import infnet
+from infnet.errors import InputError
+
+PyTree = Any
+
+# Errors then name the line of the model that uses a layer, not Flax's own. This is process-wide: JAX keeps one list.
+infnet.exclude_from_source_lines(str(Path(flax.__file__).parent))
+
+
+def kernel_fn(
+    module: nn.Module,
+    example_x: PyTree,
+    *,
+    variables: Mapping[str, Any] | None = None,
+    priors: Mapping[str, infnet.Prior] | None = None,
+    init_kwargs: Mapping[str, Any] | None = None,
+    call_kwargs: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> infnet.KernelFn:
+    """The kernel function of a linen module, as it is.
+
+    Args:
+        module: any `nn.Module`; its initialisers say what the parameters' laws are.
+        example_x: an input `(n, ...)`, or a tuple of inputs if `__call__` takes several. Only shapes and dtypes count.
+        variables: collections other than "params" to read as constants (`{"batch_stats": ...}`); a whole
+            `variables` dictionary will do. Otherwise BatchNorm statistics are mean 0 and variance 1.
+        priors: parameters whose law is given here rather than read off the initialiser, by path or glob.
+        init_kwargs: keyword arguments of `module.init`.
+        call_kwargs: keyword arguments of `module.apply` (`{"train": False}`); also given to `init`.
+        **options: of `infnet.kernel_fn` (`parameterization`, `trainable`, `lr_scale`, `output`).
+
+    Raises:
+        infnet.errors.UnsupportedError: the model has no closed-form limit, or contains what infnet does not know.
+        infnet.errors.PriorError: the law of a parameter could not be read; give it in `priors`.
+    """
+    if not isinstance(module, nn.Module):
+        raise InputError(f"kernel_fn takes a flax.linen Module instance, not {module!r}")
+    inputs = example_x if isinstance(example_x, tuple) else (example_x,)
+    call_kwargs = dict(call_kwargs or {})
+
+    def init(key: jax.Array, *args: PyTree) -> PyTree:
+        return module.init(key, *args, **{**call_kwargs, **(init_kwargs or {})})
+
+    laws = infnet.infer_priors(init, *inputs)
+    laws = infnet.override_priors(laws, priors) if priors else laws
+    state = _constants(laws, variables)
+
+    def apply(params: PyTree, *args: PyTree) -> PyTree:
+        return module.apply({**state, "params": params}, *args, **call_kwargs)
+
+    return infnet.kernel_fn(apply, laws.get("params", {}), example_x, **options)
+
+
+def _constants(laws: Mapping[str, Any], variables: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The collections that are not parameters: as given, or the mean of what `init` makes of them."""
+    given = {name: value for name, value in (variables or {}).items() if name != "params"}
+    unknown = set(given) - set(laws)
+    if unknown:
+        known = sorted(set(laws) - {"params"})
+        raise InputError(f"variables holds {sorted(unknown)}, but the module's own collections are {known}")
+
+    def standard(path: tuple[Any, ...], law: infnet.Prior) -> jax.Array:
+        name = jax.tree_util.keystr(path[-1:], simple=True)
+        value = {"mean": 0.0, "var": 1.0}.get(name, law.mean) if path[0].key == "batch_stats" else law.mean
+        return jnp.full(law.shape, jnp.asarray(value, law.dtype))
+
+    own = {name: tree for name, tree in laws.items() if name != "params" and name not in given}
+    own = jax.tree_util.tree_map_with_path(standard, own, is_leaf=lambda leaf: isinstance(leaf, infnet.Prior))
+    return {**own, **given}

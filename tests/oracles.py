@@ -1,0 +1,136 @@
+"""Monte Carlo kernels of finite networks: the oracle that shares no code with infnet.
+
+A network f(θ, x) with outputs f_o, initialised at a random θ, gives one sample each of
+
+    nngp(x, x') = mean_o f_o(x) f_o(x'),        ntk(x, x') = Σ_θ ∂f_0(x)/∂θ ∂f_0(x')/∂θ
+
+whose means over θ tend to the infinite-width kernels like 1 / width (Dyer & Gur-Ari, arXiv:1909.11304).
+`extrapolate` removes that term by a weighted least-squares fit of K + c / width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+
+class Fit(NamedTuple):
+    """The value at infinite width and its standard error, entry by entry."""
+
+    value: np.ndarray
+    standard_error: np.ndarray
+
+    def z_scores(self, expected: np.ndarray | float) -> np.ndarray:
+        return (self.value - expected) / self.standard_error
+
+
+class Kernels(NamedTuple):
+    nngp: Any
+    ntk: Any
+
+
+def everything(path: tuple[Any, ...]) -> bool:
+    return True
+
+
+def one_sample(
+    module: nn.Module,
+    x1: jax.Array,
+    x2: jax.Array,
+    key: jax.Array,
+    trainable: Callable[[tuple[Any, ...]], bool] = everything,
+) -> Kernels:
+    """NNGP and NTK, (n1, n2) each, of the network drawn with `key`.
+
+    Column j of the NTK is J(x1) ∇f_0(x2_j): a gradient, then a directional derivative along it.
+    """
+    params = module.init(key, x1)
+
+    def forward(p: Any) -> jax.Array:
+        return module.apply(p, x1)
+
+    def column(example: jax.Array) -> jax.Array:
+        gradient = jax.grad(lambda p: module.apply(p, example[None])[0, 0])(params)
+        gradient = jax.tree_util.tree_map_with_path(
+            lambda path, g: g if trainable(path) else jnp.zeros_like(g), gradient
+        )
+        return jax.jvp(forward, (params,), (gradient,))[1][:, 0]
+
+    outputs1, outputs2 = forward(params), module.apply(params, x2)
+    nngp = outputs1 @ outputs2.T / outputs1.shape[1]
+    return Kernels(nngp, jax.lax.map(column, x2).T)
+
+
+@partial(jax.jit, static_argnames=("module", "trainable"))
+def _samples(module, x1, x2, keys, trainable):
+    sample = partial(one_sample, module, x1, x2, trainable=trainable)
+    return jax.lax.map(sample, keys)
+
+
+def finite_width_kernels(
+    module: nn.Module,
+    x1: np.ndarray,
+    x2: np.ndarray,
+    key: jax.Array,
+    n_samples: int,
+    *,
+    trainable: Callable[[tuple[Any, ...]], bool] = everything,
+) -> Kernels:
+    """`n_samples` draws of both kernels, arrays (n_samples, n1, n2).
+
+    The module's outputs must be (n, channels). All channels are averaged in the NNGP, where they are
+    independent given the last features; the NTK is that of output 0, all of them being nearly equal.
+    `trainable`, of a parameter's path, restricts the NTK's sum over parameters.
+    """
+    keys = jax.random.split(key, n_samples)
+    samples = _samples(module, jnp.asarray(x1), jnp.asarray(x2), keys, trainable)
+    return Kernels(*(np.asarray(s) for s in samples))
+
+
+def fit_inverse_width(widths: Sequence[float], means: np.ndarray, standard_errors: np.ndarray) -> Fit:
+    """Weighted least squares of means[i] = K + c / widths[i], elementwise; the law of K.
+
+    With weights w = 1 / se², S_k = Σ w x^k and x = 1 / width, the normal equations give
+    K = Σ w (S_2 - S_1 x) y / D and var K = S_2 / D, where D = S_0 S_2 - S_1².
+    """
+    x = 1 / np.asarray(widths, float).reshape(-1, *[1] * (means.ndim - 1))
+    w = standard_errors**-2
+    s0, s1, s2 = (np.sum(w * x**k, 0) for k in range(3))
+    determinant = s0 * s2 - s1**2
+    value = np.sum(w * (s2 - s1 * x) * means, 0) / determinant
+    return Fit(value, np.sqrt(s2 / determinant))
+
+
+def extrapolate(
+    make: Callable[[int], nn.Module],
+    x1: np.ndarray,
+    x2: np.ndarray,
+    key: jax.Array,
+    *,
+    widths: Sequence[int] = (1, 2, 4),
+    n_samples: int | Sequence[int] = 1000,
+    analytic: Callable[[int], tuple[np.ndarray, np.ndarray]] | None = None,
+    **options: Any,
+) -> Kernels:
+    """A `Fit` of each kernel at infinite width, from networks `make(multiplier)` of several widths.
+
+    With `analytic`, which gives the kernels claimed at each multiplier, the *ratio* sampled / claimed is
+    fitted, and should be 1: the NTK of a model as written grows with its widths and has no limit of its
+    own. `options` go to `finite_width_kernels`.
+    """
+    counts = [n_samples] * len(widths) if isinstance(n_samples, int) else list(n_samples)
+    means, errors = [], []
+    for width, count, subkey in zip(widths, counts, jax.random.split(key, len(widths)), strict=True):
+        samples = finite_width_kernels(make(width), x1, x2, subkey, count, **options)
+        claimed = (1.0, 1.0) if analytic is None else analytic(width)
+        ratios = [s / np.asarray(c) for s, c in zip(samples, claimed, strict=True)]
+        means.append([r.mean(0) for r in ratios])
+        errors.append([r.std(0, ddof=1) / np.sqrt(count) for r in ratios])
+    fits = zip(np.swapaxes(means, 0, 1), np.swapaxes(errors, 0, 1), strict=True)
+    return Kernels(*(fit_inverse_width(widths, m, e) for m, e in fits))
