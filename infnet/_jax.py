@@ -5,11 +5,11 @@ between releases: when a JAX release moves a name, this file is the only one tha
 modules import jaxpr types and primitives from here, and recognise primitives by these objects, never by name.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive, Var, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, DebugInfo, Jaxpr, JaxprEqn, Literal, Primitive, Var, jaxpr_as_fun
 from jax.extend.core import primitives as lax_primitives
 from jax.extend.source_info_util import register_exclusion, summarize
 from jax.interpreters import ad, batching, mlir
@@ -23,6 +23,7 @@ __all__ = [
     "Var",
     "ad",
     "batching",
+    "evaluate_equation",
     "jaxpr_as_fun",
     "lax_primitives",
     "mlir",
@@ -31,6 +32,14 @@ __all__ = [
     "split_p",
     "summarize",
 ]
+
+
+def evaluate_equation(equation: JaxprEqn, values: Sequence[Any]) -> list[Any]:
+    """Run one equation of a jaxpr on `values`, one per input; literals keep their own."""
+    bound = {v: x for v, x in zip(equation.invars, values, strict=True) if not isinstance(v, Literal)}
+    name = DebugInfo("infnet", equation.primitive.name, None, None)
+    jaxpr = Jaxpr((), list(bound), equation.outvars, [equation], equation.effects, name)
+    return jaxpr_as_fun(ClosedJaxpr(jaxpr, ()))(*bound.values())
 
 
 def _primitive_of(function: Callable[..., Any], *shape: int) -> Primitive:

@@ -14,7 +14,7 @@ import numpy as np
 import infnet.rules.index_linear
 import infnet.rules.rearrange  # noqa: F401  (registers its rules)
 from infnet.errors import InputError
-from infnet.execute import Context, Weights, execute, known_values, read_fields
+from infnet.execute import Context, Values, Weights, example_values, pair_moments
 from infnet.explain import Explanation, explain
 from infnet.independence import one_example
 from infnet.kernel import Kernel
@@ -25,6 +25,7 @@ from infnet.program import Feature, Program
 from infnet.reader import read
 from infnet.rules.elementwise import read_elementwise
 from infnet.rules.moments import rule
+from infnet.tiling import matrix, symmetric_matrix, tile_sizes
 from infnet.trace import trace_at_batch_sizes
 
 PyTree = Any
@@ -198,59 +199,78 @@ class KernelFn:
         asks = [Ask(s.node, s.node, 0, side, layout, "ntk" in names) for s in feature.segments]
         return make_plan(asks, rule)
 
-    def _evaluate(
-        self, program: Program, names: Sequence[str], side: tuple[int, int]
-    ) -> Callable[..., dict[str, jax.Array]]:
-        """The kernels of one pair of examples (or of one example with itself)."""
-        plan = self._plan(program, names, side)
-        fields = read_fields(plan)
-        variables = {k: [v for v, s in fields if s == k] for k in (1, 2)}
-        dtype = jnp.promote_types(program.trace.avals[program.trace.outputs[0]].dtype, jnp.float32)
-        feature = program.outputs[0]
-
-        def evaluate(weights: Weights, *examples: Sequence[jax.Array]) -> dict[str, jax.Array]:
-            inputs = dict(zip((1, 2), examples, strict=False))
-            known = {k: known_values(program.trace, variables[k], x) for k, x in inputs.items()}
-            context = Context(known, weights, self.parameterization == "ntk", dtype)
-            moments = _mean_over_channels(feature, execute(plan, context), dtype)
-            return {name: moments[NAMES.index(name)] for name in names}
-
-        return evaluate
-
-    def _own(self, program: Program, names: Sequence[str]) -> Callable[..., dict[str, jax.Array]]:
-        return self._evaluate(program, names, (1, 1))
-
     def _matrix(self, program: Program, names: Sequence[str], symmetric: bool) -> Callable[..., dict[str, jax.Array]]:
+        """The function of (weights, x1, x2) that computes everything in `names`."""
         wanted = [n for n in names if n in NAMES]
-        pair = self._evaluate(program, wanted, (1, 2))
+        plan = self._plan(program, wanted, (1, 2))
         own = self._own(program, wanted)
 
-        def matrix(weights: Weights, x1: Sequence[jax.Array], x2: Sequence[jax.Array]) -> dict[str, jax.Array]:
-            rows = jax.vmap(pair, (None, None, 0))
-            values = jax.vmap(rows, (None, 0, None))(weights, x1, x2)
-            if symmetric or "cov1" in names:
-                diagonal = jax.vmap(own, (None, 0))(weights, x1)
-            if symmetric:  # an example with itself has rho = 1 exactly, which a matrix product rounds
-                index = jnp.arange(x1[0].shape[0])
+        def kernels(weights: Weights, x1: Sequence[jax.Array], x2: Sequence[jax.Array]) -> dict[str, jax.Array]:
+            context = self._context(program, weights)
+
+            def of_example(side: int) -> Callable[[Sequence[jax.Array]], Values]:
+                return jax.vmap(lambda x: example_values(plan, program.trace, context, side, x))
+
+            def of_pair(one: Values, two: Values) -> dict[str, jax.Array]:
+                return _outputs(program.outputs[0], pair_moments(plan, context, {1: one, 2: two}), wanted, context.dtype)
+
+            def block(rows: Any, columns: Any) -> dict[str, jax.Array]:
+                return jax.vmap(jax.vmap(of_pair, (None, 0)), (0, None))(rows, columns)
+
+            n1, n2 = x1[0].shape[0], x2[0].shape[0]
+            tile = tile_sizes(plan, n1, n2, symmetric)
+            diagonal = jax.vmap(own, (None, 0))(weights, x1) if symmetric or "cov1" in names else {}
+            if symmetric:
+                both = (of_example(1)(x1), of_example(2)(x1))
+                values = symmetric_matrix(lambda r, c: block(r[0], c[1]), both, tile[0])
+                # An example with itself has rho = 1 exactly, which a matrix product rounds.
+                index = jnp.arange(n1)
                 values = {n: v.at[index, index].set(diagonal[n]) for n, v in values.items()}
+            else:
+                values = matrix(block, of_example(1)(x1), of_example(2)(x2), tile)
             if "cov1" in names:
                 values["cov1"] = diagonal["nngp"]
                 values["cov2"] = diagonal["nngp"] if symmetric else jax.vmap(own, (None, 0))(weights, x2)["nngp"]
             return values
 
-        return matrix
+        return kernels
+
+    def _own(self, program: Program, names: Sequence[str]) -> Callable[..., dict[str, jax.Array]]:
+        """The function of (weights, x) that computes the kernels of one example with itself."""
+        plan = self._plan(program, names, (1, 1))
+
+        def kernels(weights: Weights, x: Sequence[jax.Array]) -> dict[str, jax.Array]:
+            context = self._context(program, weights)
+            values = example_values(plan, program.trace, context, 1, x)
+            return _outputs(program.outputs[0], pair_moments(plan, context, {1: values}), names, context.dtype)
+
+        return kernels
+
+    def _context(self, program: Program, weights: Weights) -> Context:
+        # Sums of products of half-precision inputs are formed in float32.
+        dtype = jnp.promote_types(program.trace.avals[program.trace.outputs[0]].dtype, jnp.float32)
+        return Context(weights, self.parameterization == "ntk", dtype)
+
+
+def _outputs(
+    feature: Feature, moments: Sequence[Moments], names: Sequence[str], dtype: Any
+) -> dict[str, jax.Array]:
+    means = _mean_over_channels(feature, moments, dtype)
+    return {name: means[NAMES.index(name)] for name in names}
 
 
 def _mean_over_channels(feature: Feature, results: Sequence[Moments], dtype: Any) -> Moments:
     """The moments of an output, averaged over its segments, with positions in natural order."""
-    total = sum(s.width for s in feature.segments)
+    total = _width(feature)
     shape = Layout.full(feature.sizes, feature.sizes).shape
     means = []
     for part in range(2):
-        mean = jnp.zeros(shape, dtype)
-        for segment, moments in zip(feature.segments, results, strict=True):
-            value = moments[part]
-            mean = mean if value is None else mean + (segment.width / total) * value
+        shares = [
+            moments[part] if segment.width == total else (segment.width / total) * moments[part]
+            for segment, moments in zip(feature.segments, results, strict=True)
+            if moments[part] is not None
+        ]
+        mean = sum(shares[1:], shares[0]) if shares else jnp.zeros(shape, dtype)
         order = [axis for k in range(len(feature.sizes)) for axis in (2 * k + 1, 2 * k)]
         means.append(jnp.transpose(mean, order))
     return Moments(*means)

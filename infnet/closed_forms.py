@@ -28,6 +28,9 @@ class Activation(Protocol):
     def kernel(self, q12: jax.Array, q11: jax.Array, q22: jax.Array, derivative: bool) -> tuple[jax.Array, ...]:
         """`(E phi(u) phi(v),)`, and `E phi'(u) phi'(v)` if `derivative`; see the primitives."""
 
+    def squares(self, q: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """E phi(u)^2 and E phi'(u)^2 at the variance q."""
+
     def mean(self, q: jax.Array) -> jax.Array:
         """E phi(u) at the variance q."""
 
@@ -60,6 +63,15 @@ class Homogeneous:
     def kernel(self, q12: jax.Array, q11: jax.Array, q22: jax.Array, derivative: bool) -> tuple[jax.Array, ...]:
         """See `Activation`."""
         return piecewise(q12, q11, q22, values=self.values, slope=self.slope, derivative=derivative)
+
+    def squares(self, q: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The mean of both sides: `(a^2 + b^2) / 2`, times q for degree 1."""
+        degree, a, b, at_zero = self.values
+        alpha, beta, slope_at_zero = self.slope
+        of_slope = jnp.where(q <= 0, slope_at_zero**2, (alpha**2 + beta**2) / 2 + (q - q))
+        if degree == 1:
+            return (a**2 + b**2) / 2 * q, of_slope
+        return jnp.where(q <= 0, at_zero**2, (a**2 + b**2) / 2 + (q - q)), of_slope
 
     def mean(self, q: jax.Array) -> jax.Array:
         """`(b - a) sqrt(q / 2 pi)`, or `(a + b) / 2` for degree 0 and q > 0."""
@@ -99,9 +111,14 @@ class Erf:
         """See `Activation`."""
         return erf(q12, q11, q22, scale=self.scale, rate=self.rate, derivative=derivative)
 
+    def squares(self, q: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """See `Activation`: the kernels at rho = 1."""
+        k, kdot = self.kernel(q, q, q, derivative=True)
+        return k, kdot
+
     def mean(self, q: jax.Array) -> jax.Array:
-        """Zero."""
-        return jnp.zeros_like(q)
+        """Zero; NaN stays NaN."""
+        return 0 * q
 
     def mean_slopes(self, q: jax.Array) -> tuple[jax.Array, jax.Array]:
         """`2 A B / sqrt(pi (1 + 2 B^2 q))`, a Gaussian integral."""
@@ -127,6 +144,11 @@ class Gelu:
     def kernel(self, q12: jax.Array, q11: jax.Array, q22: jax.Array, derivative: bool) -> tuple[jax.Array, ...]:
         """See `Activation`."""
         return gelu(q12, q11, q22, scale=self.scale, rate=self.rate, derivative=derivative)
+
+    def squares(self, q: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """See `Activation`: the kernels at rho = 1."""
+        k, kdot = self.kernel(q, q, q, derivative=True)
+        return k, kdot
 
     def mean(self, q: jax.Array) -> jax.Array:
         """`A B q / sqrt(2 pi (1 + B^2 q))`, by Stein's lemma: `E x f(x) = q E f'(x)`."""

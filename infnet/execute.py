@@ -1,4 +1,7 @@
-"""Stage 4: run a plan for one pair of examples. `jax.vmap` over both makes it a kernel matrix."""
+"""Stage 4: run a plan, for single examples and then for one pair of them.
+
+`jax.vmap` makes it a kernel matrix (`tiling`): what depends on one example alone is computed once per example.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from infnet.independence import Trace
-from infnet.layout import Layout, restrict
-from infnet.plan import Ask, AskMean, Moments, Plan, Request
-from infnet.program import Field, Param
+from infnet.layout import restrict
+from infnet.plan import Ask, AskMean, Moments, Plan, Request, Step
+from infnet.program import Field, KnownNode, Param, Sum
 from infnet.reader import needed_equations
 
 
@@ -36,11 +39,17 @@ jax.tree_util.register_dataclass(Weights, ["mean", "std", "learning_rate"], [])
 class Context:
     """What the steps of a plan read: the known variables of each example, and the laws of the parameters."""
 
-    def __init__(self, known: Mapping[int, Mapping[int, jax.Array]], weights: Weights, ntk_units: bool, dtype: Any):
-        self.known = known
+    def __init__(
+        self, weights: Weights, ntk_units: bool, dtype: Any, known: Mapping[int, Mapping[int, jax.Array]] | None = None
+    ):
+        self.known = known or {}
         self.weights = weights
         self.ntk_units = ntk_units
         self.dtype = dtype
+
+    def with_known(self, known: Mapping[int, Mapping[int, jax.Array]]) -> Context:
+        """The same, for examples with these known variables, by side."""
+        return Context(self.weights, self.ntk_units, self.dtype, known)
 
     def read(self, field: Field, side: int) -> jax.Array:
         """A Known variable as an array `[*sizes, channels]`, with size 1 where it does not vary."""
@@ -60,11 +69,11 @@ class Context:
         """Effective variance and gradient factor of a parameter, with one axis for each of `axes` of its array."""
         leaf = param.key.leaf
         std = jnp.asarray(self.weights.std[leaf], self.dtype)
-        variance = param.scale**2 * jnp.square(_along(std, axes))
+        variance = jnp.square(param.scale * _along(std, axes))
         rate = jnp.asarray(self.weights.learning_rate[leaf], self.dtype)
         if self.ntk_units:
             return variance, rate * variance
-        return variance, jnp.full((1,) * len(axes), param.scale**2, self.dtype) * rate
+        return variance, jnp.full((1,) * len(axes), param.scale**2 * rate)
 
     def mean(self, param: Param) -> jax.Array:
         """The mean of the elements of a parameter."""
@@ -108,39 +117,87 @@ def known_values(trace: Trace, variables: Sequence[int], inputs: Sequence[Any]) 
     return {v: env[v] for v in variables}
 
 
-def execute(plan: Plan, context: Context) -> list[Moments]:
-    """Run the steps in order; the results are in the order of `plan.outputs`."""
-    results: dict[Any, tuple[Request, Any]] = {}
+def example_values(plan: Plan, trace: Trace, context: Context, side: int, inputs: Sequence[Any]) -> Values:
+    """What the plan needs of one example by itself: known variables, variances and means.
 
-    def get(request: Request | None) -> Any:
-        if request is None:
-            return None
-        done, value = results[request.key]
-        if isinstance(request, AskMean) or value is None:
-            return value
-        assert isinstance(done, Ask)
-        return _restrict(value, done.layout, request)
-
+    Args:
+        plan: steps for pairs of examples, and for single ones.
+        trace: where the known variables are computed.
+        context: of this computation.
+        side: 1 for an example of x1, 2 for one of x2.
+        inputs: leaves of the example, without the batch axis.
+    """
+    known = known_values(trace, sorted(var for var, k in _fields(plan) if k == side), inputs)
+    values = Values(known, {})
     for step in plan.steps:
-        results[step.request.key] = step.request, step.evaluate(context, [get(need) for need in step.needs])
-    return [get(ask) or Moments(None) for ask in plan.outputs]
+        if _sides(step.request) == {side}:
+            values.results[step.request.key] = _run(step, plan, context, {side: values})
+    return Values(known, {key: values.results[key] for key in _kept(plan, side)})
 
 
-def _restrict(moments: Moments, have: Layout, request: Ask) -> Moments:
-    s, t = (None if m is None else restrict(m, have, request.layout) for m in moments)
+def pair_moments(plan: Plan, context: Context, values: Mapping[int, Values]) -> list[Moments]:
+    """The moments that the plan's outputs ask for, for one pair of examples (or one example with itself)."""
+    pair = Values({}, {})
+    for step in plan.steps:
+        if len(_sides(step.request)) == 2:
+            pair.results[step.request.key] = _run(step, plan, context, {**values, 0: pair})
+    found = {**values, 0: pair}
+    return [_get(ask, plan, found) or Moments(None) for ask in plan.outputs]
+
+
+@dataclass(frozen=True)
+class Values:
+    """Known variables and results of steps, of one example or of a pair."""
+
+    known: dict[int, Any]
+    results: dict[Any, Any]
+
+
+jax.tree_util.register_dataclass(Values, ["known", "results"], [])
+
+
+def _sides(request: Request) -> set[int]:
+    return {request.side} if isinstance(request, AskMean) else set(request.side)
+
+
+def _home(request: Request) -> int:
+    sides = _sides(request)
+    return sides.pop() if len(sides) == 1 else 0
+
+
+def _kept(plan: Plan, side: int) -> list[Any]:
+    """The results for single examples that pairs, or the outputs, need."""
+    needs = [n for step in plan.steps if _home(step.request) == 0 for n in step.needs if n is not None]
+    needs.extend(ask for ask in plan.outputs if ask is not None)
+    return list(dict.fromkeys(n.key for n in needs if _home(n) == side))
+
+
+def _run(step: Step, plan: Plan, context: Context, values: Mapping[int, Values]) -> Any:
+    context = context.with_known({side: v.known for side, v in values.items()})
+    return step.evaluate(context, [_get(need, plan, values) for need in step.needs])
+
+
+def _get(request: Request | None, plan: Plan, values: Mapping[int, Values]) -> Any:
+    if request is None:
+        return None
+    value = values[_home(request)].results[request.key]
+    if isinstance(request, AskMean) or value is None:
+        return value
+    done = plan.by_key[request.key]
+    assert isinstance(done, Ask)
+    s, t = (None if m is None else restrict(m, done.layout, request.layout) for m in value)
     return Moments(s, t if request.ntk else None)
 
 
-def read_fields(plan: Plan) -> set[tuple[int, int]]:
+def _fields(plan: Plan) -> set[tuple[int, int]]:
     """The (variable, side) pairs that the steps of a plan read."""
-    from infnet.program import KnownNode, Sum
-
     found = set()
     for step in plan.steps:
         request = step.request
-        nodes = [(request.u, request.side)] if isinstance(request, AskMean) else list(
-            zip((request.u, request.v), request.side, strict=True)
-        )
+        if isinstance(request, AskMean):
+            nodes = [(request.u, request.side)]
+        else:
+            nodes = list(zip((request.u, request.v), request.side, strict=True))
         for node, side in nodes:
             if isinstance(node, KnownNode):
                 found.add((node.field.var, side))

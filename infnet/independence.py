@@ -167,6 +167,8 @@ def _batch_axis(flats: Sequence[Flat], number: int) -> int | None:
     avals = [f.avals[number] for f in flats]
     if not all(hasattr(a, "shape") for a in avals):
         return None
+    if len({len(v.shape) for v in avals}) > 1:
+        _refuse_shape(flats[0], number, f"its rank is {', '.join(str(len(v.shape)) for v in avals)}")
     growing = []
     for axis, (a, b, c) in enumerate(zip(*(v.shape for v in avals), strict=True)):
         if (b, c) == (2 * a, 3 * a) and a > 0:
@@ -185,7 +187,8 @@ def _refuse_shape(flat: Flat, number: int, what: str) -> NoReturn:
         f"{what} at batch sizes 1, 2, 3",
         where=equation.where if equation else Where(),
         why="a kernel is a function of two examples, so every array must hold the examples along one axis or none",
-        remedy="let the model act on each example separately",
+        remedy="name the axes the operation acts on, for example `x.squeeze(axis=-1)` instead of `x.squeeze()`, so "
+        "that it acts on each example separately",
     )
 
 

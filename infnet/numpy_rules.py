@@ -83,6 +83,17 @@ def _convert_element_type(x: Any, *, new_dtype: Any, **_: Any) -> Any:
         return np.asarray(x).astype(new_dtype)
 
 
+def _bitcast_convert_type(x: Any, *, new_dtype: Any) -> Any:
+    # jax 0.12 splits the argument of exp(-x^2) by masking bits. Only same-width casts are elementwise.
+    new = np.dtype(new_dtype)
+    if new.kind == "f":
+        return np.asarray(x).astype(f"u{new.itemsize}").view(new).astype(np.float64)
+    source = np.asarray(x)
+    if source.dtype.kind == "f":
+        source = source.astype(f"f{new.itemsize}")
+    return source.view(new)
+
+
 def _identity(x: Any, *_: Any) -> Any:
     return x
 
@@ -163,6 +174,7 @@ NUMPY_RULES: dict[Primitive, Rule] = {
     lax.round_p: _round,
     lax.integer_pow_p: _integer_pow,
     lax.convert_element_type_p: _convert_element_type,
+    lax.bitcast_convert_type_p: _bitcast_convert_type,
 }
 """`rule(*operands, **eqn.params)` is the elementwise primitive in float64 (int and bool kept)."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
@@ -108,6 +109,11 @@ class Plan:
 
     steps: tuple[Step, ...]
     outputs: tuple[Ask | None, ...]
+
+    @cached_property
+    def by_key(self) -> dict[Any, Request]:
+        """The requests that the steps answer, by what they compute."""
+        return {step.request.key: step.request for step in self.steps}
 
 
 def make_plan(outputs: Sequence[Ask], rule: Callable[[Request], Step]) -> Plan:

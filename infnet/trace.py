@@ -19,7 +19,7 @@ from infnet._jax import (
     JaxprEqn,
     Literal,
     Primitive,
-    jaxpr_as_fun,
+    evaluate_equation,
     summarize,
 )
 from infnet._jax import lax_primitives as lax_p
@@ -45,12 +45,7 @@ class Equation:
 
     def evaluate(self, values: Sequence[Any]) -> list[jax.Array]:
         """Run this operation on `values`, one per input."""
-        arguments = {}
-        for var, value in zip(self.source.invars, values, strict=True):
-            if not isinstance(var, Literal):
-                arguments[var] = value
-        jaxpr = Jaxpr((), list(arguments), self.source.outvars, [self.source], self.source.effects)
-        return jaxpr_as_fun(ClosedJaxpr(jaxpr, ()))(*arguments.values())
+        return evaluate_equation(self.source, values)
 
 
 @dataclass(eq=False)

@@ -59,7 +59,11 @@ def kernel_fn(
     state = _constants(laws, variables)
 
     def apply(params: PyTree, *args: PyTree) -> PyTree:
-        return module.apply({**state, "params": params}, *args, **call_kwargs)
+        variables = {**state, "params": params}
+        if not state:
+            return module.apply(variables, *args, **call_kwargs)
+        output, _ = module.apply(variables, *args, **call_kwargs, mutable=list(state))  # what they become is not used
+        return output
 
     return infnet.kernel_fn(apply, laws.get("params", {}), example_x, **options)
 

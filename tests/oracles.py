@@ -67,12 +67,6 @@ def one_sample(
     return Kernels(nngp, jax.lax.map(column, x2).T)
 
 
-@partial(jax.jit, static_argnames=("module", "trainable"))
-def _samples(module, x1, x2, keys, trainable):
-    sample = partial(one_sample, module, x1, x2, trainable=trainable)
-    return jax.lax.map(sample, keys)
-
-
 def finite_width_kernels(
     module: nn.Module,
     x1: np.ndarray,
@@ -89,7 +83,10 @@ def finite_width_kernels(
     `trainable`, of a parameter's path, restricts the NTK's sum over parameters.
     """
     keys = jax.random.split(key, n_samples)
-    samples = _samples(module, jnp.asarray(x1), jnp.asarray(x2), keys, trainable)
+    x1, x2 = jnp.asarray(x1), jnp.asarray(x2)
+    # a closure: modules need not be hashable (nn.Sequential of a list is not)
+    sample = partial(one_sample, module, x1, x2, trainable=trainable)
+    samples = jax.jit(partial(jax.lax.map, sample))(keys)
     return Kernels(*(np.asarray(s) for s in samples))
 
 

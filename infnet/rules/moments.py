@@ -122,13 +122,18 @@ def _sum(request: Ask, left: tuple[Term, ...], right: tuple[Term, ...]) -> Step:
             factor = _coefficients(context, request, k, m)
             for part, value in enumerate(moments):
                 if value is not None:
-                    value = factor * _placed(request.layout, value, need, k, m)
+                    value = _placed(request.layout, value, need, k, m)
+                    value = value if _is_one(factor) else factor * value
                     total[part] = value if total[part] is None else total[part] + value
         return Moments(*(None if t is None else _filled(request.layout, t) for t in total))
 
     where = request.u.where if isinstance(request.u, Sum) else request.v.where
     name = "sum" if len(left) > 1 or len(right) > 1 else "scale"
     return Step(request, name, where, tuple(needs), evaluate)
+
+
+def _is_one(factor: jax.Array | float) -> bool:
+    return isinstance(factor, float) and factor == 1.0
 
 
 def _term_request(request: Ask, k: Term, m: Term) -> Ask | None:
@@ -230,12 +235,16 @@ def _added_param(request: Ask) -> Step:
     u, v = request.u, request.v
 
     def evaluate(context: Any, results: Sequence[Any]) -> Moments:
-        s2, g2 = context.weight_factors(u.param, ())
+        same = coincident(request.layout)
         ratio = v.param.scale / u.param.scale
-        same = jnp.asarray(coincident(request.layout))
-        s = jnp.where(same, s2 * ratio, 0) + context.mean(u.param) * context.mean(v.param)
-        t = _filled(request.layout, jnp.where(same, g2 * ratio, 0)) if request.ntk else None
-        return Moments(_filled(request.layout, s), t)
+
+        def where_same(factor: jax.Array) -> jax.Array:
+            factor = factor if ratio == 1.0 else ratio * factor
+            return _filled(request.layout, factor if same.all() else jnp.where(same, factor, 0))
+
+        s2, g2 = (where_same(factor) for factor in context.weight_factors(u.param, ()))
+        s = s2 if u.zero_mean else s2 + context.mean(u.param) * context.mean(v.param)
+        return Moments(s, g2 if request.ntk else None)
 
     return Step(request, "bias", u.where, (), evaluate)
 
@@ -257,9 +266,14 @@ def _nonlinear(request: Ask) -> Step:
         variance(v.operand, request.side[1]),
     )
 
+    with_itself = u is v and request.shift == 0 and request.side[0] == request.side[1] and request.layout.is_diagonal
+
     def evaluate(context: Any, results: Sequence[Any]) -> Moments:
         joint, *variances = results
         s, t = joint or Moments(None)
+        if with_itself and s is not None:
+            k, kdot = activation.squares(s)
+            return Moments(k, None if t is None else kdot * t)
         q1, q2 = (_at_positions(context, q, n.operand) for q, n in zip(variances, (u, v), strict=True))
         q1, q2 = spread_left(request.layout, q1), spread_right(request.layout, q2)
         s = jnp.zeros(request.layout.shape, q1.dtype) if s is None else s

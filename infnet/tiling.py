@@ -1,0 +1,111 @@
+"""From one pair of examples to a kernel matrix, tile by tile.
+
+A tile is small enough that all steps of the plan work in cache. With x2 = x1, every unordered pair of tiles is computed
+once and the other half is its transpose.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from infnet.plan import Ask, Plan
+
+PyTree = Any
+# Entries of the largest block of a tile: with two moments in float32, 2 MiB. See benchmarks/tiles.py.
+TILE_ENTRIES = 2**18
+
+
+def tile_sizes(plan: Plan, n1: int, n2: int, symmetric: bool) -> tuple[int, int]:
+    """The numbers of examples (rows, columns) of a tile."""
+    blocks = [s.request.layout.shape for s in plan.steps if isinstance(s.request, Ask) and s.request.side == (1, 2)]
+    pairs = max(1, TILE_ENTRIES // max((math.prod(shape) for shape in blocks), default=1))
+    if n1 * n2 <= pairs:
+        return n1, n2
+    side = max(1, math.isqrt(pairs))
+    if symmetric:
+        return _even(n1, side), _even(n1, side)
+    columns = _even(n2, min(n2, pairs))
+    return _even(n1, max(1, pairs // columns)), columns
+
+
+def _even(n: int, most: int) -> int:
+    """The size of the parts when n is cut into the fewest parts of at most `most`, as evenly as possible."""
+    return -(-n // -(-n // min(n, most)))
+
+
+def matrix(block: Callable[[PyTree, PyTree], PyTree], x1: PyTree, x2: PyTree, tile: tuple[int, int]) -> PyTree:
+    """`block(rows, columns) -> (n1, n2, ...)` computed in tiles.
+
+    Args:
+        block: computes all pairs of a set of rows and a set of columns.
+        x1, x2: pytrees with leading axes n1 and n2.
+        tile: its number of rows and of columns.
+    """
+    (n1, n2), (rows, columns) = (_length(x1), _length(x2)), tile
+    if (rows, columns) == (n1, n2):
+        return block(x1, x2)
+    p, q = -(-n1 // rows), -(-n2 // columns)
+    parts1, parts2 = _cut(x1, p, rows), _cut(x2, q, columns)
+
+    def strip(part: PyTree) -> PyTree:
+        return jax.lax.map(lambda other: block(part, other), parts2)
+
+    tiles = jax.lax.map(strip, parts1)
+    return jax.tree.map(lambda t: _assemble(t, n1, n2), tiles)
+
+
+def symmetric_matrix(block: Callable[[PyTree, PyTree], PyTree], x: PyTree, tile: int) -> PyTree:
+    """`matrix(block, x, x)`, every unordered pair of tiles computed once.
+
+    The result's axes after the first two are pairs of positions `(h, h', w, w', ...)`, transposed together with them.
+    """
+    n = _length(x)
+    if tile == n:
+        return block(x, x)
+    p = -(-n // tile)
+    parts = _cut(x, p, tile)
+    upper = np.array([(i, j) for i in range(p) for j in range(i, p)])
+
+    def one(pair: jax.Array) -> PyTree:
+        return block(*(jax.tree.map(lambda a: a[k], parts) for k in pair))
+
+    tiles = jax.lax.map(one, jnp.asarray(upper))
+    number = np.zeros((p, p), int)
+    number[upper[:, 0], upper[:, 1]] = np.arange(len(upper))
+    number = np.maximum(number, number.T)
+    below = np.arange(p)[:, None] > np.arange(p)
+
+    def mirror(t: jax.Array) -> jax.Array:
+        both = jnp.where(below.reshape((p, p, *(1,) * (t.ndim - 1))), _transposed(t)[number], t[number])
+        return _assemble(both, n, n)
+
+    return jax.tree.map(mirror, tiles)
+
+
+def _transposed(tiles: jax.Array) -> jax.Array:
+    """Tiles `(count, a, b, h, h', ...)` with x1 and x2 exchanged."""
+    order = [0, *(axis + 1 if axis % 2 else axis - 1 for axis in range(1, tiles.ndim))]
+    return jnp.transpose(tiles, order)
+
+
+def _length(x: PyTree) -> int:
+    return jax.tree.leaves(x)[0].shape[0]
+
+
+def _cut(x: PyTree, parts: int, size: int) -> PyTree:
+    """Leading axis n as (parts, size); the last part is filled up with copies of the last example."""
+    index = np.minimum(np.arange(parts * size), _length(x) - 1)
+    return jax.tree.map(lambda a: a[index].reshape((parts, size, *a.shape[1:])), x)
+
+
+def _assemble(tiles: jax.Array, n1: int, n2: int) -> jax.Array:
+    """Tiles `(p, q, rows, columns, ...)` as one array `(n1, n2, ...)`."""
+    p, q, rows, columns, *rest = tiles.shape
+    joined = jnp.swapaxes(tiles, 1, 2).reshape((p * rows, q * columns, *rest))
+    return joined[:n1, :n2]
