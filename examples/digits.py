@@ -20,8 +20,7 @@ import numpy as np
 import optax
 from digits_model import DigitsCNN
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.gridspec import GridSpecFromSubplotSpec, SubplotSpec
+from matplotlib.figure import Figure, SubFigure
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -32,7 +31,6 @@ import infnet_flax
 from infnet.predict import gp_inference
 
 CLASSES = 10
-TILE = 64  # 64 x 64 pairs of examples at a time stay in the cache of a CPU
 
 # Learning rate, epochs and regularisation were chosen by cross-validation within the training part of a split
 # (random_state=100) that is not among those below.
@@ -98,20 +96,10 @@ def train(model: DigitsCNN, x: np.ndarray, y: np.ndarray, seed: int, epochs: int
         yield jax.block_until_ready(params)
 
 
-def infinite_width_kernels(model: DigitsCNN, x: np.ndarray, progress: Progress) -> Kernels:
-    """NNGP and NTK (n, n) of the model, a tile at a time, each unordered pair of tiles once."""
-    model = infnet_flax.annotate(model)
-    n = len(x)
-    kernels = Kernels(*np.zeros((2, n, n), np.float32))
-    starts = [min(start, n - TILE) for start in range(0, n, TILE)]  # the last tile overlaps the one before
-    pairs = [(row, column) for i, row in enumerate(starts) for column in starts[: i + 1]]
-    for row, column in progress.track(pairs, description="NNGP and NTK, tiles"):
-        x1, x2 = x[row : row + TILE], x[column : column + TILE]
-        tile = model.kernel(x1, None if row == column else x2, get=("nngp", "ntk"))
-        for whole, part in zip(kernels, tile, strict=True):
-            whole[row : row + TILE, column : column + TILE] = part
-            whole[column : column + TILE, row : row + TILE] = part.T
-    return kernels
+def infinite_width_kernels(model: DigitsCNN, x: np.ndarray) -> Kernels:
+    """NNGP and NTK (n, n) between all images: infnet's whole part in this script."""
+    kernels = infnet_flax.annotate(model).kernel(x, get=("nngp", "ntk"))
+    return Kernels(*map(np.asarray, kernels))
 
 
 def predict(kernels: Kernels, method: str, train: np.ndarray, test: np.ndarray, y: np.ndarray):
@@ -135,8 +123,10 @@ def run(seeds: int, epochs: int, fast: bool, console: Console) -> tuple[Results,
 
     columns = (TextColumn("{task.description:28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
+        waiting = progress.add_task("NNGP and NTK, one call", total=None)
         with timed("kernels"):
-            kernels = infinite_width_kernels(model, x, progress)
+            kernels = infinite_width_kernels(model, x)
+        progress.update(waiting, total=1, completed=1)
         for seed in range(seeds):
             rows = np.arange(len(x))
             fit, test = train_test_split(rows, test_size=0.2, random_state=seed, shuffle=True, stratify=y)
@@ -181,33 +171,32 @@ def table(results: Results, n: int) -> Table:
 
 
 def draw(results: Results, x: np.ndarray, y: np.ndarray, kernels: Kernels, path: Path) -> None:
-    figure = Figure(figsize=(17, 6.6), dpi=130, layout="constrained")
-    figure.suptitle("An ordinary Flax CNN on handwritten digits, trained and at infinite width", fontsize=16)
-    panels = figure.add_gridspec(1, 3, width_ratios=[0.95, 1.15, 1.6], wspace=0.04)
-    draw_accuracies(figure.add_subplot(panels[0]), results)
-    draw_kernel(figure.add_subplot(panels[1]), kernels.ntk, y)
-    draw_hardest(figure, panels[2], results.splits[0], x)
+    figure = Figure(figsize=(18, 6.4), dpi=130, layout="constrained")
+    figure.suptitle("One Flax CNN on handwritten digits: trained, and at infinite width", fontsize=17)
+    left, middle, right = figure.subfigures(1, 3, width_ratios=[0.95, 1.1, 1.6], wspace=0.03)
+    draw_accuracies(left.add_subplot(), results)
+    draw_kernel(middle.add_subplot(), kernels.ntk, y)
+    draw_hardest(right, results.splits[0], x)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
 
 def draw_accuracies(axes: Axes, results: Results) -> None:
     """One point for each seed and method; a line at each method's mean."""
+    tests = len(results.splits[0].test)
     for k, (method, accuracy) in enumerate(results.accuracy.items()):
         percent = 100 * np.array(accuracy)
-        axes.scatter(
-            np.arange(len(percent)) + 0.22 * (k - 1), percent, 70, COLORS[method], MARKERS[method], edgecolor="white"
-        )
-        label = f"{method}, mean {percent.mean():.2f}"
-        axes.axhline(percent.mean(), color=COLORS[method], linestyle=("-", "--", ":")[k], linewidth=1.4, label=label)
-        axes.lines[-1].set_marker(MARKERS[method])
-        axes.lines[-1].set_markevery([-2])
+        style = {"color": COLORS[method], "marker": MARKERS[method], "markersize": 9, "markeredgecolor": "white"}
+        axes.plot(np.arange(len(percent)) + 0.2 * (k - 1), percent, linestyle="", **style)
+        axes.axhline(percent.mean(), color=COLORS[method], linestyle=(5 * k, (5, 5)), linewidth=1.2)
+        wrong = tests * (1 - np.mean(accuracy))
+        axes.plot([], [], **style, label=f"{method}: {percent.mean():.2f} %, {wrong:.1f} of {tests} wrong")
     axes.set_xticks(range(len(results.splits)))
     axes.set(xlabel="seed of the split and of the initialisation", ylabel="test accuracy, %")
-    axes.set_title("All three read the digits about equally well")
+    axes.set_title("Accuracy on the same test digits; dashed: mean", fontsize=13)
     axes.grid(axis="y", alpha=0.3)
-    axes.margins(y=0.15)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), frameon=False)
+    axes.margins(x=0.08, y=0.12)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.11), frameon=False, fontsize=11)
 
 
 def draw_kernel(axes: Axes, ntk: np.ndarray, y: np.ndarray) -> None:
@@ -226,9 +215,9 @@ def draw_kernel(axes: Axes, ntk: np.ndarray, y: np.ndarray) -> None:
     axes.set_yticks(centres, range(CLASSES))
     axes.tick_params(length=0)
     axes.set(xlabel="true digit", ylabel="true digit")
-    axes.set_title("The NTK, before any training, knows the classes")
-    bar = axes.figure.colorbar(image, ax=axes, location="bottom", shrink=0.75, pad=0.02, extend="min")
-    bar.set_label("NTK between two images, normalised to 1 on the diagonal")
+    axes.set_title(f"The NTK of all {len(y)} images, sorted by digit", fontsize=13)
+    bar = axes.figure.colorbar(image, ax=axes, location="bottom", shrink=0.8, aspect=30, extend="min")
+    bar.set_label("NTK, normalised to 1 on the diagonal")
 
 
 def hardest(split: Split, count: int) -> np.ndarray:
@@ -241,32 +230,29 @@ def hardest(split: Split, count: int) -> np.ndarray:
     return np.lexsort((margin, -wrong))[:count]
 
 
-def draw_hardest(figure: Figure, panel: SubplotSpec, split: Split, x: np.ndarray) -> None:
+def draw_hardest(figure: SubFigure, split: Split, x: np.ndarray) -> None:
     """Images, with what each method says and the NNGP's posterior for every class."""
-    grid = GridSpecFromSubplotSpec(3, 4, panel, width_ratios=[1, 1.5, 1, 1.5], hspace=0.1)
-    title = figure.add_subplot(panel, frameon=False, xticks=[], yticks=[])
-    title.set_title("The hardest test digits of seed 0, and the NNGP's posterior (mean ± 2 std)", pad=12)
-    for k, index in enumerate(hardest(split, 6)):
-        row, column = divmod(k, 2)
+    figure.suptitle(
+        "The hardest digits of the first test set: NNGP posterior, mean ± 2 std\n"
+        "green bar: the true digit; bold orange: a wrong prediction",
+        fontsize=13,
+    )
+    axes = figure.subplots(3, 4, width_ratios=[1, 1.7, 1, 1.7])
+    for index, picture, chart in zip(hardest(split, 6), axes[:, ::2].flat, axes[:, 1::2].flat, strict=True):
         truth = split.labels[index]
-        picture = figure.add_subplot(grid[row, 2 * column])
         picture.imshow(x[split.test[index], ..., 0], cmap="gray_r", interpolation="nearest")
-        picture.set(xticks=[], yticks=[])
-        picture.set_title(f"a {truth}", fontsize=11)
-        chart = figure.add_subplot(grid[row, 2 * column + 1])
+        picture.set(xticks=[], yticks=[], title=f"true digit {truth}")
         mean = split.scores[NNGP][index] + 1 / CLASSES
-        colors = ["#009E73" if c == truth else "#999999" for c in range(CLASSES)]
+        colors = [COLORS[NTK] if digit == truth else "#A0A0A0" for digit in range(CLASSES)]
         chart.bar(range(CLASSES), mean, yerr=2 * split.deviations[index], color=colors, error_kw={"linewidth": 1})
         chart.axhline(0, color="black", linewidth=0.6)
         chart.set_xticks(range(CLASSES))
-        chart.tick_params(labelsize=8)
-        said = {method: split.scores[method][index].argmax() for method in COLORS}
-        for j, (method, digit) in enumerate(said.items()):
-            chart.text(
-                (0.02, 0.44, 0.75)[j], 1.04, f"{method.split()[-1 if method == NETWORK else 0]} {digit}",
-                transform=chart.transAxes, fontsize=9.5, color="black" if digit == truth else WRONG,
-                fontweight="normal" if digit == truth else "bold",
-            )  # fmt: skip
+        chart.tick_params(labelsize=9)
+        chart.set_title(" ")  # room for the line of predictions
+        for place, name, method in ((0, "net", NETWORK), (0.29, "NNGP", NNGP), (0.7, "NTK", NTK)):
+            said = split.scores[method][index].argmax()
+            style = {} if said == truth else {"color": WRONG, "fontweight": "bold"}
+            chart.text(place, 1.05, f"{name} {said}", transform=chart.transAxes, fontsize=10.5, **style)
 
 
 def main(argv: Sequence[str] | None = None) -> Results:

@@ -122,7 +122,9 @@ class KernelFn:
         inputs2, n2 = (inputs1, n1) if x2 is None else self._inputs(x2, "x2")
         dtypes = jax.tree.map(lambda x: x.dtype, inputs1)
         if dtypes != jax.tree.map(lambda x: x.dtype, inputs2):
-            raise InputError(f"x1 and x2 have different dtypes: {dtypes} and {[x.dtype for x in jax.tree.leaves(inputs2)]}")
+            raise InputError(
+                f"x1 and x2 have different dtypes: {dtypes} and {[x.dtype for x in jax.tree.leaves(inputs2)]}"
+            )
         program = self._program(dtypes)
         key = (tuple(map(str, jax.tree.leaves(dtypes))), names, x2 is None)
         if key not in self._compiled:
@@ -212,7 +214,9 @@ class KernelFn:
                 return jax.vmap(lambda x: example_values(plan, program.trace, context, side, x))
 
             def of_pair(one: Values, two: Values) -> dict[str, jax.Array]:
-                return _outputs(program.outputs[0], pair_moments(plan, context, {1: one, 2: two}), wanted, context.dtype)
+                return _outputs(
+                    program.outputs[0], pair_moments(plan, context, {1: one, 2: two}), wanted, context.dtype
+                )
 
             def block(rows: Any, columns: Any) -> dict[str, jax.Array]:
                 return jax.vmap(jax.vmap(of_pair, (None, 0)), (0, None))(rows, columns)
@@ -252,9 +256,7 @@ class KernelFn:
         return Context(weights, self.parameterization == "ntk", dtype)
 
 
-def _outputs(
-    feature: Feature, moments: Sequence[Moments], names: Sequence[str], dtype: Any
-) -> dict[str, jax.Array]:
+def _outputs(feature: Feature, moments: Sequence[Moments], names: Sequence[str], dtype: Any) -> dict[str, jax.Array]:
     means = _mean_over_channels(feature, moments, dtype)
     return {name: means[NAMES.index(name)] for name in names}
 
@@ -321,7 +323,9 @@ def _by_path(paths: Sequence[str], tree: Any, choice: Any, name: str, default: A
     values = [default] * len(paths)
     for pattern, value in choice.items():
         short = [path.removeprefix("params/") for path in paths]
-        found = [i for i, p in enumerate(paths) if fnmatch.fnmatchcase(p, pattern) or fnmatch.fnmatchcase(short[i], pattern)]
+        found = [
+            i for i, p in enumerate(paths) if fnmatch.fnmatchcase(p, pattern) or fnmatch.fnmatchcase(short[i], pattern)
+        ]
         if not found:
             raise InputError(f"{name}: no parameter matches {pattern!r}; the parameters are {', '.join(paths)}")
         for i in found:

@@ -130,9 +130,7 @@ def _parameters_grow(equations: Sequence[Equation]) -> bool:
 def _grows_alike(one: Any, two: Any, three: Any) -> bool:
     """Whether a static parameter is equal at the three batch sizes, or in proportion to them."""
     if isinstance(one, tuple | list):
-        return len(one) == len(two) == len(three) and all(
-            _grows_alike(*p) for p in zip(one, two, three, strict=True)
-        )
+        return len(one) == len(two) == len(three) and all(_grows_alike(*p) for p in zip(one, two, three, strict=True))
     if isinstance(one, int | np.integer) and not isinstance(one, bool):
         return one == two == three or (two, three) == (2 * one, 3 * one)
     if isinstance(one, float | str | bool | None | np.dtype):

@@ -138,6 +138,11 @@ def _on_axis(rows: np.ndarray, axis: int, ndim: int) -> np.ndarray:
     return rows.reshape(shape)
 
 
+def filled(layout: Layout, block: jax.Array) -> jax.Array:
+    """A block whose axes of size 1 are broadcast to those of the layout."""
+    return jnp.broadcast_to(block, layout.shape)
+
+
 def masked(layout: Layout, block: jax.Array) -> jax.Array:
     """The block with undefined entries set to zero."""
     mask = inside(layout)

@@ -3,7 +3,7 @@
 A kernel depends on the initialiser through the mean and the standard deviation of each parameter's
 elements only; the kurtosis tells how far a layer of finite fan-in is from Gaussian. `infer_priors`
 traces `init` with abstract values and reads these off, in closed form for the initialisers in use
-(`laws.py`), without a table of their names (`read_init.py`). No parameter is drawn.
+(`laws/`), without a table of their names. No parameter is drawn.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import numpy as np
 
 from infnet._jax import ClosedJaxpr, summarize
 from infnet.errors import InputError, PriorError
-from infnet.init_values import DATA, Constant, Factor, Key, Opaque, Value
-from infnet.laws import Cumulants, Moments, NoLaw, Pointwise, compress, constant_cumulants
-from infnet.read_init import read
+from infnet.laws.moments import Cumulants, Moments, NoLaw, Pointwise, compress, constant_cumulants
+from infnet.laws.read_init import read
+from infnet.laws.values import DATA, Constant, Factor, Key, Opaque, Value
 
 PyTree = Any
 

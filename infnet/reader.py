@@ -165,7 +165,12 @@ class Reader:
         return None if isinstance(value, jax.core.Tracer) else float(np.asarray(value).flat[0])
 
     def field(
-        self, var: int, dims: Sequence[Sequence[int]], channel_dims: Sequence[int], channels: tuple[int, int], power: int = 1
+        self,
+        var: int,
+        dims: Sequence[Sequence[int]],
+        channel_dims: Sequence[int],
+        channels: tuple[int, int],
+        power: int = 1,
     ) -> Field:
         """Read a Known variable with the given sizes of index factors per axis, and these axes as channels."""
         known, shape = self.values[var], self.shape(var)
@@ -328,9 +333,7 @@ class Reader:
     def refuse_operation(self, equation: Equation) -> NoReturn:
         """Refuse an operation that no rule reads."""
         why, remedy = REASONS.get(equation.primitive, ("infnet has no kernel rule for this operation", MONTE_CARLO))
-        roles = ", ".join(
-            f"{type(self.values[v]).__name__.lower()} {self.shape(v)}" for v in equation.inputs
-        )
+        roles = ", ".join(f"{type(self.values[v]).__name__.lower()} {self.shape(v)}" for v in equation.inputs)
         self.refuse(equation, f"no kernel rule for this operation on ({roles})", why, remedy)
 
 
@@ -349,9 +352,7 @@ REASONS: dict[Primitive, tuple[str, str]] = {
 def _disjoint(one: ParamKey, two: ParamKey) -> bool:
     """Whether two slices of one parameter have no element in common."""
     cuts = {axis: (start, stop) for axis, start, stop in one.slices}
-    return any(
-        axis in cuts and (stop <= cuts[axis][0] or cuts[axis][1] <= start) for axis, start, stop in two.slices
-    )
+    return any(axis in cuts and (stop <= cuts[axis][0] or cuts[axis][1] <= start) for axis, start, stop in two.slices)
 
 
 def _long_axes(shape: Sequence[int]) -> frozenset[int]:
@@ -360,12 +361,14 @@ def _long_axes(shape: Sequence[int]) -> frozenset[int]:
 
 def _varying_axes(value: Any) -> frozenset[int]:
     shape = np.shape(value)
-    if isinstance(value, jax.core.Tracer) or math.prod(shape) <= 1 or jax.dtypes.issubdtype(value.dtype, jax.dtypes.extended):
+    if (
+        isinstance(value, jax.core.Tracer)
+        or math.prod(shape) <= 1
+        or jax.dtypes.issubdtype(value.dtype, jax.dtypes.extended)
+    ):
         return _long_axes(shape)
     array = np.asarray(value)
     varying = (
-        axis
-        for axis in _long_axes(shape)
-        if not np.array_equal(array, np.broadcast_to(array.take([0], axis), shape))
+        axis for axis in _long_axes(shape) if not np.array_equal(array, np.broadcast_to(array.take([0], axis), shape))
     )
     return frozenset(varying)

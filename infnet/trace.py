@@ -103,9 +103,7 @@ def _inline(flat: Flat, jaxpr: Jaxpr, env: dict[Any, int], random: set[int], out
     for eqn in jaxpr.eqns:
         inputs = tuple(_read(flat, env, v) for v in eqn.invars)
         where = _where(eqn, outer)
-        stays_whole = eqn.primitive in CUSTOM_CALLS and (
-            is_elementwise(eqn) or any(v in random for v in inputs)
-        )
+        stays_whole = eqn.primitive in CUSTOM_CALLS and (is_elementwise(eqn) or any(v in random for v in inputs))
         if eqn.primitive in CALLS and not stays_whole:
             closed = called_jaxpr(eqn)
             inner = closed.jaxpr
@@ -131,9 +129,7 @@ def _where(eqn: JaxprEqn, outer: Where) -> Where:
     return Where(module, outer.line or summarize(eqn.source_info))
 
 
-def trace_at_batch_sizes(
-    apply_fn: Callable[..., Any], params: Any, inputs: Sequence[Any]
-) -> list[Flat]:
+def trace_at_batch_sizes(apply_fn: Callable[..., Any], params: Any, inputs: Sequence[Any]) -> list[Flat]:
     """Trace `apply_fn(params, *inputs)` abstractly, once for each of `BATCH_SIZES`.
 
     Args:
@@ -148,9 +144,7 @@ def trace_at_batch_sizes(
     return [flatten(_jaxpr_at(apply_fn, params, inputs, size), n_params) for size in BATCH_SIZES]
 
 
-def _jaxpr_at(
-    apply_fn: Callable[..., Any], params: Any, inputs: Sequence[Any], size: int
-) -> ClosedJaxpr:
+def _jaxpr_at(apply_fn: Callable[..., Any], params: Any, inputs: Sequence[Any], size: int) -> ClosedJaxpr:
     batched = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype), inputs)
     try:
         return jax.make_jaxpr(apply_fn)(params, *batched)

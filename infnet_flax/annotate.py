@@ -39,7 +39,7 @@ def annotate(model: T) -> T:
     return _annotated_class(type(model))(**fields)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _annotated_class(cls: type[nn.Module]) -> type[nn.Module]:
     # The name stays, because linen names parameters after the classes of submodules.
     names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}

@@ -1,6 +1,6 @@
 """Infinite-width kernels against finite networks, through `oracles.py`, and that oracle itself.
 
-The sample sizes give a standard error of about 1 % at infinite width, dominated by the NNGP of the
+The sample sizes give standard errors of 1 to 1.5 % at infinite width, dominated by the NNGP of the
 wider networks. Two widths suffice: the next term, 1 / width², enters with weight -1/4.
 """
 
@@ -25,14 +25,14 @@ STANDARD = {1: "standard", 4: "standard_x4"}
 
 # name -> number of samples at each of WIDTHS
 AGAINST_ENGINE = {
-    "mlp_relu": (5000, 3600),
-    "mlp_zero_biases": (5000, 3600),
-    "conv_same_flatten": (3000, 2600),
-    "conv_global_pool": (2200, 1800),
-    "residual_mlp": (5500, 4500),
-    "concatenated": (4500, 3200),
-    "sum_of_relus": (5000, 3600),
-    "shared_branch": (5000, 4000),
+    "mlp_relu": (4000, 3000),
+    "mlp_zero_biases": (4000, 3000),
+    "conv_same_flatten": (1800, 1500),
+    "conv_global_pool": (1500, 1200),
+    "residual_mlp": (3300, 2700),
+    "concatenated": (2700, 2000),
+    "sum_of_relus": (4000, 3000),
+    "shared_branch": (4000, 3000),
 }
 
 
@@ -53,7 +53,7 @@ def examples(case):
     return tuple(x[:2] for x in inputs.make(shape))
 
 
-def assert_ratio_is_one(fit, *, largest_error=0.012):
+def assert_ratio_is_one(fit, *, largest_error=0.015):
     """Within 4 standard errors, none of which is large enough to hide a mistake."""
     assert fit.standard_error.max() <= largest_error
     assert np.abs(fit.z_scores(1.0)).max() <= 4.0, (fit.value, fit.standard_error)

@@ -101,6 +101,4 @@ def contraction(
     primitive = dense_p if all(w.is_identity for w in windows) else conv_p
     uniform = (math.prod(s2.shape) == 1, math.prod(g2.shape) == 1)
     moments = (s,) if t is None else (s, t)
-    return tuple(
-        primitive.bind(s2, g2, *moments, layout=layout, geometry=geometry, channels=channels, uniform=uniform)
-    )
+    return tuple(primitive.bind(s2, g2, *moments, layout=layout, geometry=geometry, channels=channels, uniform=uniform))

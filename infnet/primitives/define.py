@@ -15,7 +15,7 @@ these axes may have size 1. That is all `define` needs:
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -37,9 +37,13 @@ def define(name: str, impl: Implementation, *, jvp: Callable[..., Any] | None = 
     primitive = Primitive(name)
     primitive.multiple_results = True
 
+    @cache
+    def compiled(params):
+        return jax.jit(partial(impl, **dict(params)))
+
     @primitive.def_impl
     def _eager(*operands, **params):
-        return jax.jit(partial(impl, **params))(*operands)
+        return compiled(tuple(sorted(params.items())))(*operands)
 
     @primitive.def_abstract_eval
     def _shapes(*operands, **params):

@@ -45,7 +45,9 @@ def read_dot_general(reader: Reader, equation: Equation) -> None:
         pairing.append((tuple(a for a in operand.dims[d] if operand.size(a) > 1), param.factors[e]))
     free = [d for d in range(len(param.factors)) if d not in w_dims]
     roles = ("dense", tuple(pairing), tuple(param.factors[d] for d in free))
-    channel_axis = next((e for d, e in zip(x_dims, w_dims, strict=True) if any(a.is_channel for a in operand.dims[d])), None)
+    channel_axis = next(
+        (e for d, e in zip(x_dims, w_dims, strict=True) if any(a.is_channel for a in operand.dims[d])), None
+    )
     node = _contract(reader, equation, operand, param, channel_axis, tuple(geometry), tuple(weight_axes), roles)
     kept = [operand.dims[d] for d in range(len(operand.dims)) if d not in x_dims]
     new, channels = _new_channels([reader.shape(w)[d] for d in free])
@@ -73,7 +75,9 @@ def _dense_operand(reader: Reader, equation: Equation, var: int, x_dims: Sequenc
         return _input_feature(reader, equation, var, index, [d for d in x_dims if shape[d] > 1])
     feature = in_dim_order(reader, reader.settled(var), var)
     left_over = [
-        d for d, dim in enumerate(feature.dims) if d not in x_dims and any(a.is_channel and feature.size(a) > 1 for a in dim)
+        d
+        for d, dim in enumerate(feature.dims)
+        if d not in x_dims and any(a.is_channel and feature.size(a) > 1 for a in dim)
     ]
     if left_over:
         reader.refuse(
@@ -246,11 +250,8 @@ def _contract(
     return reader.sum(terms, sizes, equation.where)
 
 
-def contraction_step(request: Ask) -> Step:
+def contraction_step(request: Ask, u: Contraction, v: Contraction) -> Step:
     """The moment of two contractions with the same weight."""
-    u, v = request.u, request.v
-    assert isinstance(u, Contraction)
-    assert isinstance(v, Contraction)
     if (u.geometry, u.param.scale, u.channels) != (v.geometry, v.param.scale, v.channels):
         raise UnsupportedError(
             "one weight is used with two strides, paddings or scales",

@@ -170,7 +170,9 @@ def read_pool(reader: Reader, equation: Equation) -> None:
     per_axis = [Window() for _ in feature.sizes]
     for d in touched:
         if not feature.dims[d] or feature.dims[d][0].is_channel:
-            reader.refuse(equation, "pooling over channels or over an axis of size 1", "infnet has no rule for this yet")
+            reader.refuse(
+                equation, "pooling over channels or over an axis of size 1", "infnet has no rule for this yet"
+            )
         per_axis[feature.dims[d][0].number] = windows[d]
     segments = _mapped(reader, equation, feature, Pool(feature.sizes, tuple(per_axis)), "pool", out)
     reader.values[out] = Feature(feature.dims, feature.channels, segments, out)

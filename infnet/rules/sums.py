@@ -102,9 +102,7 @@ def concatenate_channels(reader: Reader, equation: Equation, axis: int) -> None:
     reader.values[out] = _feature(template, pieces, out)
 
 
-def _template(
-    reader: Reader, equation: Equation, features: Sequence[int], concatenated: int | None = None
-) -> Template:
+def _template(reader: Reader, equation: Equation, features: Sequence[int], concatenated: int | None = None) -> Template:
     """The factors of each axis of the result: the common refinement of the features' own."""
     settled = [reader.settled(v) for v in features]
     rank = len(reader.shape(equation.outputs[0]))

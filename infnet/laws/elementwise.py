@@ -1,6 +1,6 @@
 """Rules for one equation of an initialiser: constants, random bits, elementwise functions.
 
-Each takes the values of the operands (`init_values.py`), none of them unreadable, to the value of
+Each takes the values of the operands (`values.py`), none of them unreadable, to the value of
 the result, or raises NoLaw with the reason.
 """
 
@@ -18,7 +18,19 @@ from jax import numpy as jnp
 
 from infnet._jax import JaxprEqn, Primitive
 from infnet._jax import lax_primitives as lax
-from infnet.init_values import (
+from infnet.laws.moments import (
+    Affine,
+    Draw,
+    Expression,
+    Moments,
+    NoLaw,
+    Pointwise,
+    Truncation,
+    compress,
+    constant_cumulants,
+)
+from infnet.laws.moves import MOVES, move_rule, place
+from infnet.laws.values import (
     Bits,
     Constant,
     Key,
@@ -32,18 +44,6 @@ from infnet.init_values import (
     roots_of,
     rule,
     scalar_int,
-)
-from infnet.law_moves import MOVES, move_rule, place
-from infnet.laws import (
-    Affine,
-    Draw,
-    Expression,
-    Moments,
-    NoLaw,
-    Pointwise,
-    Truncation,
-    compress,
-    constant_cumulants,
 )
 from infnet.numpy_rules import NUMPY_RULES, float64
 

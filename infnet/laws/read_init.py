@@ -1,8 +1,8 @@
 """Reads the law of every output of an init function off its jaxpr: abstract interpretation.
 
 The jaxpr is walked once, forwards, over the equations that some output needs (the model's own
-forward pass inside `init` is dropped). What the variables hold is in `init_values.py`, the rules of
-the primitives are in `law_rules.py` and `law_moves.py`; here are calls, branches and loops.
+forward pass inside `init` is dropped). What the variables hold is in `values.py`, the rules of
+the primitives are in `elementwise.py` and `moves.py`; here are calls, branches and loops.
 
 Elements of one array must be independent for a law of elements to make sense, so an operation that
 spreads one random number over several elements (broadcast, gather with repeated indices) or mixes
@@ -20,7 +20,15 @@ from jax import numpy as jnp
 
 from infnet._jax import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive, Var
 from infnet._jax import lax_primitives as lax
-from infnet.init_values import (
+from infnet.laws.elementwise import elementwise_rule, known_rule
+from infnet.laws.moments import (
+    Cumulants,
+    Moments,
+    NoLaw,
+    compress,
+)
+from infnet.laws.moves import factor_rule, qr_rule
+from infnet.laws.values import (
     DATA,
     RULES,
     Constant,
@@ -32,14 +40,6 @@ from infnet.init_values import (
     constant,
     roots_of,
     scalar_int,
-)
-from infnet.law_moves import factor_rule, qr_rule
-from infnet.law_rules import elementwise_rule, known_rule
-from infnet.laws import (
-    Cumulants,
-    Moments,
-    NoLaw,
-    compress,
 )
 from infnet.numpy_rules import CALLS, NUMPY_RULES, called_jaxpr
 

@@ -22,11 +22,11 @@ import numpy as np
 from scipy import special
 
 from infnet._jax import ClosedJaxpr
-from infnet.closed_forms import Activation, Erf, Gelu, Homogeneous
-from infnet.elementwise import derivative, equations, obstacle, operations
+from infnet.activations.chains import derivative, equations, obstacle, operations
+from infnet.activations.closed_forms import Activation, Erf, Gelu, Homogeneous
+from infnet.activations.piecewise_linear import PiecewiseLinear, interpret
 from infnet.errors import MONTE_CARLO, UnsupportedError, Where
 from infnet.numpy_rules import NoNumpyRule, evaluate
-from infnet.piecewise_linear import PiecewiseLinear, interpret
 from infnet.primitives.piecewise import Values
 
 __all__ = ["Activation", "recognise"]

@@ -83,7 +83,6 @@ class Homogeneous:
         root = jnp.where(empty, 0, jnp.sqrt(jnp.where(empty, 1, q)))
         return (b - a) / math.sqrt(2 * math.pi) * root
 
-
     def mean_slopes(self, q: jax.Array) -> tuple[jax.Array, jax.Array]:
         """See `Activation`: the mean of both sides, and the density of the jump for degree 0."""
         degree, a, b, _ = self.values

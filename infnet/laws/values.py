@@ -7,7 +7,7 @@ Every variable of the jaxpr of `init` is one of
 * `Key`: computed from PRNG keys. Computed for real (for key 0), so that two draws are known to be the
   same draw or different draws however their keys were derived.
 * `Bits`: raw random bits on their way to becoming floats: shifted into the mantissa of 1.0.
-* `Pointwise`, `Moments`: laws (`laws.py`).
+* `Pointwise`, `Moments`: laws (`moments.py`).
 * `Factor`: computed from the R of a QR factorisation. Only its signs have a use: Q · sign(diag R) is
   Haar-distributed (Mezzadri, arXiv:math-ph/0609050). Q alone has the same second and fourth moments,
   and means that are zero but for LAPACK's choice of signs; it is taken as Haar too.
@@ -25,7 +25,7 @@ import numpy as np
 from jax import numpy as jnp
 
 from infnet._jax import JaxprEqn, Primitive
-from infnet.laws import (
+from infnet.laws.moments import (
     Draw,
     Moments,
     NoLaw,

@@ -16,7 +16,16 @@ from jax import numpy as jnp
 
 from infnet._jax import JaxprEqn, Primitive
 from infnet._jax import lax_primitives as lax
-from infnet.init_values import (
+from infnet.laws.moments import (
+    Cumulants,
+    Moments,
+    NoLaw,
+    Pointwise,
+    Shape,
+    compress,
+    haar_cumulants,
+)
+from infnet.laws.values import (
     Bits,
     Constant,
     Factor,
@@ -28,15 +37,6 @@ from infnet.init_values import (
     out_shape,
     roots_of,
     rule,
-)
-from infnet.laws import (
-    Cumulants,
-    Moments,
-    NoLaw,
-    Pointwise,
-    Shape,
-    compress,
-    haar_cumulants,
 )
 
 # Moving elements: one operand, in numpy on compressed arrays.

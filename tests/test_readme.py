@@ -1,0 +1,87 @@
+"""What the README says is what happens: its code runs, its output is the real one, its files exist."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+
+from infnet.errors import UnsupportedError
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def executed():
+    """The names that the python blocks define, and what each block prints."""
+    names, printed = {"__name__": "mlp"}, []
+    for block in blocks("python"):
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output):
+            exec(compile(block, "model.py", "exec"), names)
+        printed.append(output.getvalue().rstrip())
+    return names, printed
+
+
+def test_the_example_predicts(executed):
+    names, _ = executed
+    truth, mean = names["y"][200:, 0], names["posterior"].mean[:, 0]
+    assert jnp.corrcoef(truth, mean)[0, 1] > 0.9
+
+
+def test_the_example_is_short():
+    assert len(blocks("python")[0].splitlines()) <= 16
+
+
+def test_printed_output_is_the_real_one(executed):
+    _, (_, kernel, explanation) = executed
+    assert kernel == blocks("text")[0].rstrip()
+    assert explanation == blocks("text")[1].rstrip()
+
+
+def test_the_refusal_is_the_real_one():
+    model = """
+import flax.linen as nn
+class CNN(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(64, (3, 3))(x))
+        x = nn.max_pool(x, (2, 2), (2, 2))
+        return nn.Dense(10)(x.reshape((x.shape[0], -1)))
+"""
+    import infnet_flax
+
+    names = {"__name__": "cnn"}
+    exec(compile(model, "model.py", "exec"), names)
+    with pytest.raises(UnsupportedError) as refusal:
+        infnet_flax.annotate(names["CNN"]()).kernel(jnp.ones((2, 8, 8, 1)))
+    assert str(refusal.value).split() == blocks("text")[2].split()
+
+
+def test_there_are_two_commands_and_each_makes_its_environment():
+    example, tests = blocks("sh")
+    for command, extra, last in (
+        (example, "examples", "python examples/digits.py"),
+        (tests, "dev", "python -m pytest -q -n 2"),
+    ):
+        assert len(command.splitlines()) == 1
+        assert command.startswith(f"python3 -m venv .venv && .venv/bin/pip install -q -e '.[{extra}]' && ")
+        assert command.rstrip().endswith(f".venv/bin/{last}")
+
+
+def test_the_files_of_the_map_exist_and_none_is_missing():
+    rows = [line for line in README.splitlines() if line.startswith("| `")]
+    named = [path for row in rows for path in re.findall(r"`([^`]*)`", row.split("|")[1])]
+    assert all((ROOT / path).exists() for path in named)
+    sources = [p for p in (ROOT / "infnet").iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()]
+    missing = {f"infnet/{p.name}{'/' * p.is_dir()}" for p in sources} - set(named) - {"infnet/__init__.py"}
+    assert not missing
