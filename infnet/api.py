@@ -118,8 +118,8 @@ class KernelFn:
             InputError: shapes or names are wrong.
         """
         names = _names(get)
-        inputs1, n1 = self._inputs(x1, "x1")
-        inputs2, n2 = (inputs1, n1) if x2 is None else self._inputs(x2, "x2")
+        inputs1, _ = self._inputs(x1, "x1")
+        inputs2 = inputs1 if x2 is None else self._inputs(x2, "x2")[0]
         dtypes = jax.tree.map(lambda x: x.dtype, inputs1)
         if dtypes != jax.tree.map(lambda x: x.dtype, inputs2):
             raise InputError(
@@ -171,13 +171,14 @@ class KernelFn:
         leaves = jax.tree.leaves(result)
         if len(leaves) != 1:
             raise InputError(
-                f"the model returns {len(leaves)} arrays; name one with output=, for example output=lambda y: y['logits']"
+                f"the model returns {len(leaves)} arrays; pick one with output=, for example "
+                "output=lambda y: y['logits']"
             )
         return leaves[0]
 
     def _inputs(self, x: PyTree, name: str) -> tuple[PyTree, int]:
         inputs = x if self._several else (x,)
-        if jax.tree.structure(inputs) != jax.tree.structure(self._example):
+        if not _same_structure(inputs, self._example):
             raise InputError(
                 f"{name} must have the structure of the example input, {jax.tree.structure(self._example)}, "
                 f"not {jax.tree.structure(inputs)}"
@@ -257,25 +258,19 @@ class KernelFn:
 
 
 def _outputs(feature: Feature, moments: Sequence[Moments], names: Sequence[str], dtype: Any) -> dict[str, jax.Array]:
-    means = _mean_over_channels(feature, moments, dtype)
-    return {name: means[NAMES.index(name)] for name in names}
+    """The kernels of an output, averaged over its segments, with positions in natural order."""
+    blocks = {"nngp": [m.s for m in moments], "ntk": [m.t for m in moments]}
+    order = [axis for k in range(len(feature.sizes)) for axis in (2 * k + 1, 2 * k)]
+    return {name: jnp.transpose(_mean_over_segments(feature, blocks[name], dtype), order) for name in names}
 
 
-def _mean_over_channels(feature: Feature, results: Sequence[Moments], dtype: Any) -> Moments:
-    """The moments of an output, averaged over its segments, with positions in natural order."""
-    total = _width(feature)
-    shape = Layout.full(feature.sizes, feature.sizes).shape
-    means = []
-    for part in range(2):
-        shares = [
-            moments[part] if segment.width == total else (segment.width / total) * moments[part]
-            for segment, moments in zip(feature.segments, results, strict=True)
-            if moments[part] is not None
-        ]
-        mean = sum(shares[1:], shares[0]) if shares else jnp.zeros(shape, dtype)
-        order = [axis for k in range(len(feature.sizes)) for axis in (2 * k + 1, 2 * k)]
-        means.append(jnp.transpose(mean, order))
-    return Moments(*means)
+def _mean_over_segments(feature: Feature, blocks: Sequence[jax.Array | None], dtype: Any) -> jax.Array:
+    if len(blocks) == 1 and blocks[0] is not None:
+        return blocks[0]
+    mean = jnp.zeros(Layout.full(feature.sizes, feature.sizes).shape, dtype)
+    for segment, block in zip(feature.segments, blocks, strict=True):
+        mean = mean if block is None else mean + (segment.width / _width(feature)) * block
+    return mean
 
 
 def _names(get: Any) -> tuple[str, ...]:
@@ -285,6 +280,11 @@ def _names(get: Any) -> tuple[str, ...]:
     if not names or any(n not in NAMES for n in names) or len(set(names)) < len(names):
         raise InputError(f'get must be "nngp", "ntk", a tuple of them, or None for a Kernel, not {get!r}')
     return names
+
+
+def _same_structure(one: PyTree, two: PyTree) -> bool:
+    structures: list[Any] = [jax.tree.structure(one), jax.tree.structure(two)]
+    return structures[0] == structures[1]
 
 
 def _width(feature: Feature) -> int:

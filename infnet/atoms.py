@@ -36,19 +36,15 @@ def regroup(dims: Sequence[Sequence[Factor]], shape: Sequence[int]) -> tuple[tup
     return tuple(result)
 
 
-def common_factors(one: Sequence[int], two: Sequence[int]) -> list[int]:
-    """The coarsest sizes that both lists of factors (of one product) can be split into.
-
-    Raises:
-        ValueError: there is none.
-    """
+def common_factors(one: Sequence[int], two: Sequence[int]) -> list[int] | None:
+    """The coarsest sizes that both lists of factors (of one product) can be split into; None if there are none."""
     assert math.prod(one) == math.prod(two)
     a, b, common = list(one), list(two), []
     while a and b:
         small, large = (a, b) if a[0] <= b[0] else (b, a)
         size = small.pop(0)
         if large[0] % size:
-            raise ValueError(f"the factors {tuple(one)} and {tuple(two)} have no common refinement")
+            return None
         common.append(size)
         large[0] //= size
         if large[0] == 1:

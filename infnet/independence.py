@@ -84,7 +84,7 @@ def _check_separate(trace: Trace, equation: Equation) -> None:
     outputs = [trace.batch_axis[v] for v in equation.outputs]
     if all(axis is None for axis in (*inputs, *outputs)):
         return
-    rule = _same_axis if is_elementwise(equation) else RULES.get(equation.primitive)
+    rule = _same_axis if is_elementwise(equation.source) else RULES.get(equation.primitive)
     if rule is None:
         _refuse(equation, "is not known to treat the examples of a batch separately")
     kept = rule(trace, equation, inputs)
@@ -302,6 +302,8 @@ def _dot_general(trace: Trace, equation: Equation, axes: list[int | None]) -> in
         return None
     n_left = len(trace.shape(equation.inputs[0])) - len(contracted[0]) - len(batched[0])
     side, axis = (0, left) if left is not None else (1, right)
+    if axis is None:
+        return None
     gone = (*contracted[side], *batched[side])
     offset = len(batched[0]) + (0 if side == 0 else n_left)
     return offset + axis - sum(a < axis for a in gone)

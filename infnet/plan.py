@@ -119,15 +119,15 @@ class Plan:
 def make_plan(outputs: Sequence[Ask], rule: Callable[[Request], Step]) -> Plan:
     """Plan everything that the outputs need; `rule` turns a request into a step."""
     waiting: dict[Any, Request] = {}
-    heap: list[tuple[tuple[int, int], tuple[int, ...], Any]] = []
+    heap: list[tuple[int, int, Any]] = []
 
     def add(request: Request) -> None:
-        if request.key in waiting:
-            known = waiting[request.key]
-            waiting[request.key] = known.union(request) if isinstance(request, Ask) else known
-        else:
+        known = waiting.get(request.key)
+        if known is None:
             waiting[request.key] = request
-            heapq.heappush(heap, ((-request.order[0], -request.order[1]), request.key))
+            heapq.heappush(heap, (-request.order[0], -request.order[1], request.key))
+        elif isinstance(known, Ask) and isinstance(request, Ask):
+            waiting[request.key] = known.union(request)
 
     wanted = tuple(None if a.vanishes else a for a in outputs)
     for ask in wanted:
@@ -135,11 +135,12 @@ def make_plan(outputs: Sequence[Ask], rule: Callable[[Request], Step]) -> Plan:
             add(ask)
     steps = []
     while heap:
-        _, key = heapq.heappop(heap)
+        *_, key = heapq.heappop(heap)
         step = rule(waiting.pop(key))
         steps.append(step)
         for need in step.needs:
             if need is not None:
+                assert need.order < step.request.order, "a step may only need moments of earlier nodes"
                 add(need)
     return Plan(tuple(reversed(steps)), wanted)
 

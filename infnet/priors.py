@@ -127,8 +127,11 @@ def _prior(name: str, value: Value, aval: Any) -> Prior | Unreadable:
     if not all(np.isfinite(x).all() for x in (mean, variance, kurtosis)):
         message = _message(name, value, "its mean or standard deviation is not finite")
         return Unreadable(message, aval.shape, aval.dtype)
-    law = (x if np.ndim(x) else float(x) for x in (mean, variance**0.5, kurtosis))
-    return Prior(*law, shape=aval.shape, dtype=aval.dtype)
+    return Prior(_scalar(mean), _scalar(variance**0.5), _scalar(kurtosis), aval.shape, aval.dtype)
+
+
+def _scalar(x: np.ndarray) -> float | np.ndarray:
+    return x if np.ndim(x) else float(x)
 
 
 def _cumulants(value: Value) -> Cumulants:

@@ -1,9 +1,9 @@
 """Stage 2, the data: a program is a small graph of random fields.
 
 A *feature* is an array that is random over initialisation. Its axes are made of *atoms*: index atoms (space, time,
-tokens) and channel atoms (which become infinite). Reshape and transpose only regroup atoms. Along its channels a feature
-consists of *segments*; each is a range of channels of one *node*. A node is a field with one law for all its channels:
-every moment of a node is a function of index positions alone, which is what makes kernels small.
+tokens) and channel atoms (which become infinite). Reshape and transpose only regroup atoms. Along its channels a
+feature consists of *segments*; each is a range of channels of one *node*. A node is a field with one law for all its
+channels: every moment of a node is a function of index positions alone, which is what makes kernels small.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import numpy as np
 
 from infnet._jax import Primitive
 from infnet._jax import lax_primitives as lax_p
-from infnet.activations import recognise
+from infnet.activations import Activation, recognise
 from infnet.errors import MONTE_CARLO, UnsupportedError, Where
 from infnet.independence import Trace
 from infnet.program import (
@@ -73,7 +73,7 @@ def read(
         if all(isinstance(reader.values[v], Known) for v in equation.inputs):
             reader.read_known(equation)
         else:
-            rule = elementwise if is_elementwise(equation) else READS.get(equation.primitive)
+            rule = elementwise if is_elementwise(equation.source) else READS.get(equation.primitive)
             if rule is None:
                 reader.refuse_operation(equation)
             rule(reader, equation)
@@ -126,7 +126,7 @@ class Reader:
 
     def read_known(self, equation: Equation) -> None:
         """Note along which axes a function of Known variables may vary."""
-        inputs = [self.values[v] for v in equation.inputs]
+        inputs = [k for k in map(self.values.get, equation.inputs) if isinstance(k, Known)]
         constant = all(k.constant for k in inputs)
         for var in equation.outputs:
             self.values[var] = Known(var, self._varies(equation, inputs, var), constant)
@@ -136,7 +136,7 @@ class Reader:
         if equation.primitive is lax_p.broadcast_in_dim_p:
             places = equation.params["broadcast_dimensions"]
             return frozenset(int(places[axis]) for axis in inputs[0].varies)
-        if is_elementwise(equation):
+        if is_elementwise(equation.source):
             return frozenset(axis for k in inputs for axis in k.varies)
         if equation.primitive is not lax_p.iota_p and inputs and not any(k.varies for k in inputs):
             shape_only = equation.primitive in (lax_p.reshape_p, lax_p.squeeze_p, lax_p.transpose_p, lax_p.slice_p)
@@ -211,6 +211,7 @@ class Reader:
 
     def _new_elementwise(self, base: int, node: Node, var: int) -> Elementwise:
         where = self.chain_where(base, var)
+        activation: Activation | UnsupportedError
         try:
             activation = recognise(self._chain(base, var), where)
         except UnsupportedError as error:
@@ -312,6 +313,12 @@ class Reader:
                 "layer makes the two results dependent: the usual kernel would be wrong",
                 f"use a parameter of its own for each use; or {MONTE_CARLO}",
             )
+
+    def param(self, var: int) -> Param:
+        """The parameter that a variable is."""
+        param = self.values[var]
+        assert isinstance(param, Param)
+        return param
 
     def check_uniform(self, equation: Equation, param: Param, axes: Sequence[int | None]) -> None:
         """Raise unless the prior of a parameter varies along these axes of its array at most."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Any
 
 import jax
@@ -73,7 +74,8 @@ def symmetric_matrix(block: Callable[[PyTree, PyTree], PyTree], x: PyTree, tile:
     upper = np.array([(i, j) for i in range(p) for j in range(i, p)])
 
     def one(pair: jax.Array) -> PyTree:
-        return block(*(jax.tree.map(lambda a: a[k], parts) for k in pair))
+        rows, columns = (jax.tree.map(itemgetter(k), parts) for k in pair)
+        return block(rows, columns)
 
     tiles = jax.lax.map(one, jnp.asarray(upper))
     number = np.zeros((p, p), int)

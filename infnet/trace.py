@@ -70,7 +70,7 @@ class Flat:
         return number
 
 
-def is_elementwise(equation: Equation | JaxprEqn) -> bool:
+def is_elementwise(equation: JaxprEqn) -> bool:
     """Whether each element of the output depends on the same element of the operands alone."""
     if equation.primitive in CALLS:
         inner = called_jaxpr(equation).jaxpr.eqns
@@ -111,8 +111,8 @@ def _inline(flat: Flat, jaxpr: Jaxpr, env: dict[Any, int], random: set[int], out
             for var, value in zip(inner.constvars, closed.consts, strict=True):
                 inner_env[var] = flat.constant(value, var.aval)
             _inline(flat, inner, inner_env, random, where)
-            outputs = [_read(flat, inner_env, v) for v in inner.outvars]
-            env.update(zip(eqn.outvars, outputs, strict=True))
+            results = [_read(flat, inner_env, v) for v in inner.outvars]
+            env.update(zip(eqn.outvars, results, strict=True))
             continue
         outputs = tuple(flat.new(v.aval) for v in eqn.outvars)
         env.update(zip(eqn.outvars, outputs, strict=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import flax.linen as nn
 import jax
@@ -14,15 +14,15 @@ from infnet.errors import InputError
 from infnet_flax.kernel import kernel_fn
 
 PyTree = Any
-T = TypeVar("T")
+T = TypeVar("T", bound="nn.Module | type[nn.Module]")
 
 
 def annotate(model: T) -> T:
     """Give a linen model the methods `kernel` and `kernel_fn`; `init`, `apply` and `tabulate` stay as they are.
 
     Args:
-        model: a subclass of `nn.Module` (use it as a decorator), which is extended in place and returned; or an instance
-            of any linen class, of which an annotated copy is returned and whose class is left alone.
+        model: a subclass of `nn.Module` (use it as a decorator), which is extended in place and returned; or an
+            instance of any linen class, of which an annotated copy is returned and whose class is left alone.
 
     Raises:
         infnet.errors.InputError: it is neither.
@@ -36,11 +36,12 @@ def annotate(model: T) -> T:
     if getattr(type(model), "kernel_fn", None) is _METHODS["kernel_fn"]:
         return model
     fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.init and f.name != "parent"}
-    return _annotated_class(type(model))(**fields)
+    cls: Any = type(model)
+    return cast(T, _annotated_class(cls)(**fields))
 
 
 @functools.cache
-def _annotated_class(cls: type[nn.Module]) -> type[nn.Module]:
+def _annotated_class(cls: Any) -> Any:
     # The name stays, because linen names parameters after the classes of submodules.
     names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
     return annotate(type(cls.__name__, (cls,), names))

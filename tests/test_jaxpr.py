@@ -37,7 +37,11 @@ X1, X2 = jnp.ones((N1, 8, 8, 2)), jnp.ones((N2, 8, 8, 2))
 def equations(jaxpr):
     """All equations, calls entered, in order."""
     for eqn in jaxpr.eqns:
-        inner = [p.jaxpr if hasattr(p, "jaxpr") else p for p in eqn.params.values() if hasattr(p, "eqns") or hasattr(p, "jaxpr")]
+        inner = [
+            p.jaxpr if hasattr(p, "jaxpr") else p
+            for p in eqn.params.values()
+            if hasattr(p, "eqns") or hasattr(p, "jaxpr")
+        ]
         if inner:
             for j in inner:
                 yield from equations(j)

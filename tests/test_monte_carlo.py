@@ -1,7 +1,7 @@
 """Infinite-width kernels against finite networks, through `oracles.py`, and that oracle itself.
 
-The sample sizes give standard errors of 1 to 1.5 % at infinite width, dominated by the NNGP of the
-wider networks. Two widths suffice: the next term, 1 / width², enters with weight -1/4.
+Sampled at widths n, 2n and 4n and fitted as K + c / n. The sample sizes give standard errors below 1 % at infinite
+width, dominated by the NNGP of the wider networks.
 """
 
 from __future__ import annotations
@@ -19,20 +19,19 @@ import infnet_flax
 
 REFERENCES = Path(__file__).parent / "references"
 
-WIDTHS = (1, 4)
+WIDTHS = (1, 2, 4)
 OUTPUTS = 64  # many: the NNGP averages over them
-STANDARD = {1: "standard", 4: "standard_x4"}
+STANDARD = {1: "standard", 4: "standard_x4"}  # the widths at which references are frozen
 
 # name -> number of samples at each of WIDTHS
 AGAINST_ENGINE = {
-    "mlp_relu": (4000, 3000),
-    "mlp_zero_biases": (4000, 3000),
-    "conv_same_flatten": (1800, 1500),
-    "conv_global_pool": (1500, 1200),
-    "residual_mlp": (3300, 2700),
-    "concatenated": (2700, 2000),
-    "sum_of_relus": (4000, 3000),
-    "shared_branch": (4000, 3000),
+    "mlp_zero_biases": (5000, 2500, 3600),
+    "conv_same_flatten": (3000, 1500, 2600),
+    "conv_global_pool": (2200, 1100, 1800),
+    "residual_mlp": (5500, 2700, 4500),
+    "concatenated": (4500, 2200, 3200),
+    "sum_of_relus": (5000, 2500, 3600),
+    "shared_branch": (5000, 2500, 3600),
 }
 
 
@@ -53,7 +52,7 @@ def examples(case):
     return tuple(x[:2] for x in inputs.make(shape))
 
 
-def assert_ratio_is_one(fit, *, largest_error=0.015):
+def assert_ratio_is_one(fit, *, largest_error=0.01):
     """Within 4 standard errors, none of which is large enough to hide a mistake."""
     assert fit.standard_error.max() <= largest_error
     assert np.abs(fit.z_scores(1.0)).max() <= 4.0, (fit.value, fit.standard_error)
@@ -95,8 +94,8 @@ def test_oracle_agrees_with_neural_tangents(frozen):
         lambda multiplier: case.make(multiplier, outputs=OUTPUTS),
         *examples(case),
         jax.random.key(2),
-        widths=WIDTHS,
-        n_samples=AGAINST_ENGINE["mlp_relu"],
+        widths=tuple(STANDARD),
+        n_samples=(5000, 3600),
         analytic=analytic,
     )
     for fit in fits:
@@ -122,8 +121,8 @@ def test_biases_initialised_at_zero_train(frozen):
         case.make,
         *examples(case),
         jax.random.key(3),
-        widths=WIDTHS,
-        n_samples=(4000, 2000),
+        widths=tuple(STANDARD),
+        n_samples=(8000, 4000),
         analytic=share,
         trainable=is_bias,
     )

@@ -35,11 +35,11 @@ def executed():
 def test_the_example_predicts(executed):
     names, _ = executed
     truth, mean = names["y"][200:, 0], names["posterior"].mean[:, 0]
-    assert jnp.corrcoef(truth, mean)[0, 1] > 0.9
+    assert jnp.corrcoef(truth, mean)[0, 1] > 0.98
 
 
 def test_the_example_is_short():
-    assert len(blocks("python")[0].splitlines()) <= 16
+    assert sum(map(bool, blocks("python")[0].splitlines())) <= 15
 
 
 def test_printed_output_is_the_real_one(executed):

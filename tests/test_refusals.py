@@ -136,7 +136,9 @@ def line_marked(module_class):
     return first + next(i for i, line in enumerate(lines) if "# here" in line)
 
 
-@pytest.mark.parametrize(("module_class", "x", "kind", "operation", "remedy"), REFUSED, ids=lambda v: getattr(v, "__name__", ""))
+@pytest.mark.parametrize(
+    ("module_class", "x", "kind", "operation", "remedy"), REFUSED, ids=lambda v: getattr(v, "__name__", "")
+)
 def test_refusal_says_what_where_why_and_what_to_do(module_class, x, kind, operation, remedy):
     with pytest.raises(kind) as caught:
         infnet_flax.kernel_fn(module_class(), x)(x)

@@ -1,0 +1,1 @@
+"""Kernel transforms as JAX primitives: one family a file, each made by `define`."""

@@ -26,25 +26,32 @@ from infnet.primitives.windows import Window, conv_sum, conv_tap
 Geometry = tuple[Window | None, ...]
 
 
-def _impl(s2, g2, *moments, layout: Layout, geometry: Geometry, channels: int, uniform: tuple[bool, bool]):
+def _impl(
+    s2: jax.Array,
+    g2: jax.Array,
+    *moments: jax.Array,
+    layout: Layout,
+    geometry: Geometry,
+    channels: int,
+    uniform: tuple[bool, bool],
+) -> tuple[jax.Array, ...]:
     """`s2`, `g2`: one axis per index axis, of the size of the window (of size 1 where they do not vary)."""
-    moments = [masked(layout, m) for m in moments]
 
-    def contract(moment, factor, is_uniform):
+    def contract(moment: jax.Array, factor: jax.Array, is_uniform: bool) -> jax.Array:
         if is_uniform:
             summed = _sum_taps(moment, layout, geometry)
             scale = factor.reshape(factor.shape[: factor.ndim - len(geometry)])
             return jnp.expand_dims(scale, range(scale.ndim, summed.ndim)) * summed
         return _weighted_sum(moment, factor, layout, geometry)
 
-    s, *t = moments
+    s, *t = (masked(layout, m) for m in moments)
     new_s = channels * contract(s, s2, uniform[0])
     if not t:
         return (new_s,)
     return new_s, channels * (contract(t[0], s2, uniform[0]) + contract(s, g2, uniform[1]))
 
 
-def _sum_taps(moment, layout: Layout, geometry: Geometry):
+def _sum_taps(moment: jax.Array, layout: Layout, geometry: Geometry) -> jax.Array:
     start = moment.ndim - 2 * len(geometry)
     for axis, (window, offsets) in reversed(list(enumerate(zip(geometry, layout.offsets, strict=True)))):
         r = start + 2 * axis
@@ -52,11 +59,11 @@ def _sum_taps(moment, layout: Layout, geometry: Geometry):
     return moment
 
 
-def _weighted_sum(moment, factor, layout: Layout, geometry: Geometry):
+def _weighted_sum(moment: jax.Array, factor: jax.Array, layout: Layout, geometry: Geometry) -> jax.Array:
     """The sum over taps with a variance for each tap, as `delta_orthogonal` initialisation has it."""
     k = len(geometry)
     lead = factor.ndim - k
-    total = 0
+    total = jnp.zeros((), moment.dtype)
     for taps in itertools.product(*(range(n) for n in factor.shape[lead:])):
         term, r = moment, lead
         weight = factor[(..., *taps)]

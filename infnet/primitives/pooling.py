@@ -13,8 +13,10 @@ from infnet.primitives.define import define
 from infnet.primitives.windows import Window, pool_sum
 
 
-def _impl(*moments, layout: Layout, wanted: tuple[Offsets, ...], windows: tuple[Window, ...]):
-    def pool(moment):
+def _impl(
+    *moments: jax.Array, layout: Layout, wanted: tuple[Offsets, ...], windows: tuple[Window, ...]
+) -> tuple[jax.Array, ...]:
+    def pool(moment: jax.Array) -> jax.Array:
         start = moment.ndim - 2 * len(windows)
         moment = masked(layout, moment)
         for axis, (window, have, want) in enumerate(zip(windows, layout.offsets, wanted, strict=True)):

@@ -124,11 +124,9 @@ def _shift(block: jax.Array, axis: int, window: Window, n_out: int) -> jax.Array
 
 def pool_sum(block: jax.Array, r: int, offsets: Offsets, wanted: Offsets, window: Window) -> jax.Array:
     """Sum over taps k, l of `M[s i - low + dil k, s j - low + dil l]`, zero outside, along one pair of index axes."""
-    if offsets is None and wanted is None:
-        return _window_sum(_window_sum(block, (r,), window), (r + 1,), window)
-    if offsets is None:  # a narrow band costs nearly as much as all pairs: pool these, then cut the band out
+    if offsets is None or wanted is None:  # a wide band costs as much as all pairs: pool these, then cut the band out
         pooled = _window_sum(_window_sum(block, (r,), window), (r + 1,), window)
-        return diagonals(pooled, r, pooled.shape[r + 1], wanted)
+        return pooled if wanted is None else diagonals(pooled, r, pooled.shape[r + 1], wanted)
     n_out = window.output_size(block.shape[r + 1])
     padding = [(0, 0, 0)] * block.ndim
     padding[r] = (0, 1, 0)  # one row of zeros, for offsets that no two positions have
@@ -138,7 +136,7 @@ def pool_sum(block: jax.Array, r: int, offsets: Offsets, wanted: Offsets, window
     for k in range(window.size):
         needed = [[window.stride * d + window.dilation * (m - k) for d in wanted] for m in range(window.size)]
         rows = np.array([[row.get(d, len(offsets)) for d in ds] for ds in needed])
-        band = sum(jnp.take(block, jnp.asarray(index), axis=r) for index in rows)
+        band = jnp.stack([jnp.take(block, jnp.asarray(index), axis=r) for index in rows]).sum(0)
         shift = Window(1, window.stride, 1, window.low - window.dilation * k)
         total = total + _shift(band, r + 1, shift, n_out)
     return total

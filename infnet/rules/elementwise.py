@@ -49,13 +49,9 @@ def _compose(reader: Reader, equation: Equation) -> None:
 
 def _affine(reader: Reader, equation: Equation) -> tuple[float, float] | None:
     """(a, c) if the result is a x + c of the base feature x, else None."""
-    forms = []
-    for var in equation.inputs:
-        value = reader.values[var]
-        form = value.affine if isinstance(value, Feature) else (0.0, reader.constant(var))
-        if form is None:
-            return None
-        forms.append(form)
+    forms = [form for form in (_form(reader, var) for var in equation.inputs) if form is not None]
+    if len(forms) < len(equation.inputs):
+        return None
     primitive = equation.primitive
     if primitive in ADDITIVE:
         (a, c), (b, d) = forms
@@ -73,6 +69,14 @@ def _affine(reader: Reader, equation: Equation) -> tuple[float, float] | None:
     return None
 
 
+def _form(reader: Reader, var: int) -> tuple[float, float] | None:
+    value = reader.values[var]
+    if isinstance(value, Feature):
+        return value.affine
+    constant = reader.constant(var)
+    return None if constant is None else (0.0, constant)
+
+
 def _is_scaling(equation: Equation, values: list) -> bool:
     kinds = [type(v) for v in values]
     if equation.primitive is lax_p.mul_p:
@@ -85,7 +89,7 @@ def _read_param(reader: Reader, equation: Equation) -> None:
     (out,) = equation.outputs
     primitive = equation.primitive
     positions = [i for i, v in enumerate(equation.inputs) if isinstance(reader.values[v], Param)]
-    param = reader.values[equation.inputs[positions[0]]]
+    param = reader.param(equation.inputs[positions[0]])
     others = [v for i, v in enumerate(equation.inputs) if i not in positions]
     same_shape = reader.shape(out) == reader.shape(equation.inputs[positions[0]])
     if len(positions) == 1 and same_shape:

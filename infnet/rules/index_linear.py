@@ -108,8 +108,7 @@ def _cut_channels(reader: Reader, equation: Equation, feature: Feature, cut: Ran
 
 
 def _slice_param(reader: Reader, equation: Equation, out: int, touched: Sequence[int], ranges: Sequence[Range]) -> None:
-    param = reader.values[equation.inputs[0]]
-    assert isinstance(param, Param)
+    param = reader.param(equation.inputs[0])
     slices, factors = list(param.key.slices), list(param.factors)
     for d in touched:
         step, first, count = ranges[d]

@@ -42,8 +42,8 @@ def nonlinear_step(request: Ask, u: Elementwise, v: Elementwise) -> Step:
         q1, q2 = (_at_positions(context, q, n.operand) for q, n in zip(variances, (u, v), strict=True))
         q1, q2 = spread_left(request.layout, q1), spread_right(request.layout, q2)
         s = jnp.zeros(request.layout.shape, q1.dtype) if s is None else s
-        k, *kdot = activation.kernel(s, q1, q2, derivative=t is not None)
-        return Moments(filled(request.layout, k), None if t is None else kdot[0] * t)
+        k, *kdots = activation.kernel(s, q1, q2, derivative=t is not None)
+        return Moments(filled(request.layout, k), None if t is None else kdots[0] * t)
 
     return Step(request, activation.name, u.where, needs, evaluate)
 
@@ -71,8 +71,8 @@ def _checked(node: Elementwise) -> Activation:
         raise UnsupportedError(
             f"a nonlinearity ({_name(node)}) of a feature whose channels are not alike",
             where=node.where,
-            why="inputs, or constants that vary along the channels, were added or multiplied, so each channel has a law "
-            "of its own",
+            why="inputs, or constants that vary along the channels, were added or multiplied, so each channel has a "
+            "law of its own",
             remedy=f"put a Dense or Conv layer between the two; or {MONTE_CARLO}",
         )
     if not operand.zero_mean:
@@ -135,6 +135,7 @@ def mixed_step(request: Ask) -> Step:
 
 
 def mean_of_elementwise(request: AskMean, node: Elementwise) -> Step:
+    """E phi(g) at every position."""
     activation = _checked(node)
 
     def evaluate(context: Any, results: Sequence[Any]) -> jax.Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -125,14 +126,10 @@ def _refine(reader: Reader, equation: Equation, one: list, two: list) -> list:
     if one == two:
         return one
     kinds = {k for k, _ in (*one, *two)}
-    if len(kinds) == 1:
-        try:
-            sizes = common_factors([n for _, n in one], [n for _, n in two])
-        except ValueError:
-            kinds = set()
-        else:
-            return [(kinds.copy().pop(), n) for n in sizes]
-    reader.refuse(
+    sizes = common_factors([n for _, n in one], [n for _, n in two])
+    if len(kinds) == 1 and sizes is not None:
+        return [(kind, n) for kind in kinds for n in sizes]
+    return reader.refuse(
         equation,
         "two features whose axes do not match: positions of one meet channels of the other",
         "channels become infinitely many and positions do not, so the two cannot be added",
@@ -192,7 +189,7 @@ def _starts(segments: Sequence[Segment]) -> list[int]:
 def _cuts(lists: Sequence[Sequence[Segment]]) -> list[tuple[int, int]]:
     """The common refinement of several cuts of the same channels."""
     bounds = sorted({0, *(sum(s.width for s in segments[: k + 1]) for segments in lists for k in range(len(segments)))})
-    return list(zip(bounds[:-1], bounds[1:], strict=True))
+    return list(itertools.pairwise(bounds))
 
 
 def _segment_at(segments: Sequence[Segment], channel: int) -> tuple[Segment, int]:
@@ -254,8 +251,7 @@ def _param_node(
     reader: Reader, equation: Equation, var: int, template: Template, channels: tuple[int, int]
 ) -> tuple[Node, tuple[int, ...]]:
     """A parameter that is added, and which index axes of the sum it has."""
-    param = reader.values[var]
-    assert isinstance(param, Param)
+    param = reader.param(var)
     axes, sizes, number, width = [], [], 0, 1
     for factors, own in zip(template, param.factors, strict=True):
         present = math.prod(n for _, n in own) > 1

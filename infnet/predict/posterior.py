@@ -1,0 +1,75 @@
+"""What a prediction comes back as: a Gaussian, and a report on the linear algebra behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from infnet.errors import InputError
+
+Array = jax.Array
+
+
+def pytree(*, meta: Sequence[str] = ()) -> Callable[[type], type]:
+    """A frozen dataclass registered with JAX; fields in `meta` are static."""
+
+    def decorate(cls: type) -> type:
+        data = [name for name in cls.__annotations__ if name not in meta]
+        return jax.tree_util.register_dataclass(cls, data, list(meta))
+
+    return decorate
+
+
+@pytree(meta=("dtype",))
+@dataclass(frozen=True)
+class Info:
+    """How the linear algebra went. Under `jit`, look at `ok`; outside, `ok=False` is an error."""
+
+    ok: Array
+    """Whether every input was finite and the factorisation succeeded."""
+    diag_reg: Array
+    """The regularisation that was asked for, in absolute units."""
+    jitter: Array
+    """What had to be added to the diagonal beyond that, in absolute units; 0 when nothing was."""
+    eigenvalue_min: Array
+    """Estimate, from above, of the smallest eigenvalue of the factored matrix."""
+    eigenvalue_max: Array
+    """Estimate, from below, of its largest eigenvalue."""
+    negative_variance: Array
+    """The most negative predictive variance before it was raised to 0; 0 when none was negative."""
+    dtype: str
+    """The precision of the linear algebra."""
+
+    @property
+    def condition(self) -> Array:
+        """Estimate, from below, of the condition number of the factored matrix."""
+        return self.eigenvalue_max / self.eigenvalue_min
+
+
+@pytree()
+@dataclass(frozen=True)
+class Gaussian:
+    """The predictive distribution at m test points; trailing axes of the targets are independent."""
+
+    mean: Array
+    """(m, …), like the targets."""
+    covariance: Array | None
+    """(m, m), the same for every trailing axis; None unless `k_test_test` was a matrix."""
+    variance: Array | None
+    """(m,), never negative; None unless `k_test_test` was given."""
+    info: Info
+
+    def sample(self, key: Array, n: int = 1) -> Array:
+        """`n` joint draws, (n, m, …)."""
+        if self.covariance is None:
+            raise InputError(
+                "sampling needs the covariance between test points: pass the full (m, m) matrix as "
+                "k_test_test to the prediction function."
+            )
+        eigenvalues, vectors = jnp.linalg.eigh(self.covariance)
+        root = vectors * jnp.sqrt(jnp.maximum(eigenvalues, 0))
+        noise = jax.random.normal(key, (n, *self.mean.shape), self.mean.dtype)
+        return self.mean + jnp.einsum("ij,nj...->ni...", root, noise)
