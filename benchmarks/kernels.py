@@ -2,9 +2,10 @@
 
     python benchmarks/kernels.py [--peer PYTHON] [case ...]
 
-Every case is `depth x (Dense | 3x3 SAME Conv, w_std 1.4, b_std 0.1; activation)`, flatten or global average pooling if it
-is convolutional, then Dense(1); `get="ntk"`, float32, so that both moments are computed. One process per case and
-library, alternating, so that noise of the machine hits both. Prints seconds (best of 3), the time to compile, and ratios.
+Every case is `depth x (Dense | 3x3 SAME Conv, w_std 1.4, b_std 0.1; activation)`, flatten or global average pooling if
+it is convolutional, then Dense(1); `get="ntk"`, float32, so that both moments are computed. One process per case and
+library, one after the other, so that noise of the machine hits both. Prints seconds (best of 3), the time to compile,
+and ratios.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ CASES = {  # name: (layer, activation, depth, head, input shape, symmetric)
 
 
 def infnet_kernel(layer, activation, depth, head):
+    """The case as a Flax model, and its kernel function."""
     import flax.linen as nn
     import jax
 
@@ -49,6 +51,7 @@ def infnet_kernel(layer, activation, depth, head):
 
 
 def neural_tangents_kernel(layer, activation, depth, head):
+    """The case in the peer's own layers."""
     from neural_tangents import stax
 
     linear = stax.Dense(1, W_std=1.4, b_std=0.1)
@@ -94,6 +97,7 @@ def _copy_seconds(value) -> float:
 
 
 def main() -> None:
+    """Measure all cases, or one case in a process of its own."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cases", nargs="*", help=f"of {', '.join(CASES)}; default all")
     parser.add_argument("--peer", help="a Python interpreter with neural_tangents 0.6.5")
@@ -111,7 +115,10 @@ def main() -> None:
             found[library] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         for library, r in found.items():
             ratio = r["run"] / found["infnet"]["run"]
-            print(f"{name:16} {library:16} {r['run']:9.4f} {r['compile']:10.2f} {r['floor']:9.5f} {ratio:7.2f}", flush=True)
+            print(
+                f"{name:16} {library:16} {r['run']:9.4f} {r['compile']:10.2f} {r['floor']:9.5f} {ratio:7.2f}",
+                flush=True,
+            )
         checks = [r["check"] for r in found.values()]
         if max(checks) - min(checks) > 1e-4 * max(checks):
             raise SystemExit(f"{name}: the libraries disagree: {checks}")

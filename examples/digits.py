@@ -32,7 +32,7 @@ from infnet.predict import gp_inference
 
 CLASSES = 10
 
-# Learning rate, epochs and regularisation were chosen by cross-validation within the training part of a split
+# Learning rate, epochs and regularisation were chosen by validation within the training part of a split
 # (random_state=100) that is not among those below.
 BATCH, LEARNING_RATE = 64, 3e-3
 DIAG_REG = 1e-3  # relative to the mean of the kernel's diagonal

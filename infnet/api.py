@@ -11,20 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import infnet.rules.index_linear
-import infnet.rules.rearrange  # noqa: F401  (registers its rules)
 from infnet.errors import InputError
 from infnet.execute import Context, Values, Weights, example_values, pair_moments
 from infnet.explain import Explanation, explain
 from infnet.independence import one_example
 from infnet.kernel import Kernel
-from infnet.layout import Layout
 from infnet.plan import Ask, Moments, Plan, make_plan
 from infnet.priors import Prior, Unreadable, check_readable, path_name
-from infnet.program import Feature, Program
-from infnet.reader import read
-from infnet.rules.elementwise import read_elementwise
-from infnet.rules.moments import rule
+from infnet.program import Output, Program
+from infnet.rules import read, rule
 from infnet.tiling import matrix, symmetric_matrix, tile_sizes
 from infnet.trace import trace_at_batch_sizes
 
@@ -112,7 +107,8 @@ class KernelFn:
             x1: the input (a tuple of inputs if the model takes several), each leaf `(n1, ...)`.
             x2: likewise `(n2, ...)`; None for x1 itself.
             get: "nngp" or "ntk" for an array `(n1, n2, *positions)`; a tuple of them for a namedtuple; None for a
-                `Kernel`. An output with positions keeps them, in natural order: `(n1, n2, h, h', w, w', ...)`.
+                `Kernel`. An output with positions keeps them, in natural order: `(n1, n2, h, h', w, w', ...)`;
+                axes of size 1 are dropped, and positions flattened together with channels are averaged over.
 
         Raises:
             InputError: shapes or names are wrong.
@@ -131,7 +127,7 @@ class KernelFn:
             self._compiled[key] = jax.jit(self._matrix(program, names, symmetric=x2 is None))
         values = self._compiled[key](self._weights, jax.tree.leaves(inputs1), jax.tree.leaves(inputs2))
         if get is None:
-            return Kernel(**values, width=_width(program.outputs[0]), parameterization=self.parameterization)
+            return Kernel(**values, width=program.output.width, parameterization=self.parameterization)
         return values[get] if isinstance(get, str) else namedtuple("Kernels", names)(*(values[n] for n in names))
 
     def diag(self, x: PyTree, get: Any = None) -> Any:
@@ -160,9 +156,9 @@ class KernelFn:
             leaves = [jax.ShapeDtypeStruct(p.shape, p.dtype) for p in self._priors]
             params = jax.tree.unflatten(self._params_tree, leaves)
             traced = one_example(trace_at_batch_sizes(self._single_output, params, inputs), len(leaves))
-            random_mean = frozenset(i for i, p in enumerate(self._priors) if np.any(np.asarray(p.mean)))
+            nonzero_mean = frozenset(i for i, p in enumerate(self._priors) if np.any(np.asarray(p.mean)))
             varying = {i: np.shape(p.std) for i, p in enumerate(self._priors) if np.size(p.std) > 1}
-            self._programs[key] = read(traced, read_elementwise, random_mean, varying)
+            self._programs[key] = read(traced, nonzero_mean, varying)
         return self._programs[key]
 
     def _single_output(self, params: PyTree, *inputs: PyTree) -> jax.Array:
@@ -197,9 +193,8 @@ class KernelFn:
         return inputs, sizes.pop()
 
     def _plan(self, program: Program, names: Sequence[str], side: tuple[int, int]) -> Plan:
-        feature = program.outputs[0]
-        layout = Layout.full(feature.sizes, feature.sizes)
-        asks = [Ask(s.node, s.node, 0, side, layout, "ntk" in names) for s in feature.segments]
+        output = program.output
+        asks = [Ask(s.node, s.node, 0, side, output.layout, "ntk" in names) for s in output.segments]
         return make_plan(asks, rule)
 
     def _matrix(self, program: Program, names: Sequence[str], symmetric: bool) -> Callable[..., dict[str, jax.Array]]:
@@ -215,9 +210,7 @@ class KernelFn:
                 return jax.vmap(lambda x: example_values(plan, program.trace, context, side, x))
 
             def of_pair(one: Values, two: Values) -> dict[str, jax.Array]:
-                return _outputs(
-                    program.outputs[0], pair_moments(plan, context, {1: one, 2: two}), wanted, context.dtype
-                )
+                return _outputs(program.output, pair_moments(plan, context, {1: one, 2: two}), wanted, context.dtype)
 
             def block(rows: Any, columns: Any) -> dict[str, jax.Array]:
                 return jax.vmap(jax.vmap(of_pair, (None, 0)), (0, None))(rows, columns)
@@ -247,7 +240,7 @@ class KernelFn:
         def kernels(weights: Weights, x: Sequence[jax.Array]) -> dict[str, jax.Array]:
             context = self._context(program, weights)
             values = example_values(plan, program.trace, context, 1, x)
-            return _outputs(program.outputs[0], pair_moments(plan, context, {1: values}), names, context.dtype)
+            return _outputs(program.output, pair_moments(plan, context, {1: values}), names, context.dtype)
 
         return kernels
 
@@ -257,19 +250,25 @@ class KernelFn:
         return Context(weights, self.parameterization == "ntk", dtype)
 
 
-def _outputs(feature: Feature, moments: Sequence[Moments], names: Sequence[str], dtype: Any) -> dict[str, jax.Array]:
+def _outputs(output: Output, moments: Sequence[Moments], names: Sequence[str], dtype: Any) -> dict[str, jax.Array]:
     """The kernels of an output, averaged over its segments, with positions in natural order."""
     blocks = {"nngp": [m.s for m in moments], "ntk": [m.t for m in moments]}
-    order = [axis for k in range(len(feature.sizes)) for axis in (2 * k + 1, 2 * k)]
-    return {name: jnp.transpose(_mean_over_segments(feature, blocks[name], dtype), order) for name in names}
+    kept = [k for k in range(len(output.layout.left)) if k not in output.averaged]
+    order = [axis for k in kept for axis in (2 * k + 1, 2 * k)]  # the position of x1 first
+    channels = [axis for k in output.averaged for axis in (2 * k, 2 * k + 1)]
+
+    def in_order(mean: jax.Array) -> jax.Array:
+        return jnp.transpose(mean, [*order, *channels]).mean(range(len(order), mean.ndim))
+
+    return {name: in_order(_mean_over_segments(output, blocks[name], dtype)) for name in names}
 
 
-def _mean_over_segments(feature: Feature, blocks: Sequence[jax.Array | None], dtype: Any) -> jax.Array:
+def _mean_over_segments(output: Output, blocks: Sequence[jax.Array | None], dtype: Any) -> jax.Array:
     if len(blocks) == 1 and blocks[0] is not None:
         return blocks[0]
-    mean = jnp.zeros(Layout.full(feature.sizes, feature.sizes).shape, dtype)
-    for segment, block in zip(feature.segments, blocks, strict=True):
-        mean = mean if block is None else mean + (segment.width / _width(feature)) * block
+    mean, total = jnp.zeros(output.layout.shape, dtype), sum(s.width for s in output.segments)
+    for segment, block in zip(output.segments, blocks, strict=True):
+        mean = mean if block is None else mean + (segment.width / total) * block
     return mean
 
 
@@ -285,10 +284,6 @@ def _names(get: Any) -> tuple[str, ...]:
 def _same_structure(one: PyTree, two: PyTree) -> bool:
     structures: list[Any] = [jax.tree.structure(one), jax.tree.structure(two)]
     return structures[0] == structures[1]
-
-
-def _width(feature: Feature) -> int:
-    return sum(s.width for s in feature.segments)
 
 
 def _per_example(inputs: PyTree) -> PyTree:

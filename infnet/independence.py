@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import jax
 import numpy as np
 
-from infnet._jax import Primitive, optimization_barrier_p, split_p
+from infnet._jax import Primitive, optimization_barrier_p, split_p, stack_p
 from infnet._jax import lax_primitives as lax_p
 from infnet.errors import MONTE_CARLO, BatchAxisError, Where
 from infnet.trace import Equation, Flat, is_elementwise
@@ -227,6 +227,12 @@ def _along_dimension(trace: Trace, equation: Equation, axes: list[int | None]) -
     if None in axes:  # some rows belong to examples and some to none
         return None
     return _avoids(_same_axis(trace, equation, axes), (equation.params["dimension"],))
+
+
+@register(stack_p)
+def _stack(trace: Trace, equation: Equation, axes: list[int | None]) -> int | None:
+    axis = None if None in axes else _same_axis(trace, equation, axes)
+    return axis if axis is None or axis < equation.params["axis"] else axis + 1
 
 
 @register(split_p)

@@ -8,12 +8,14 @@ channels: every moment of a node is a function of index positions alone, which i
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from infnet.activations import Activation
 from infnet.errors import UnsupportedError, Where
 from infnet.independence import Trace
+from infnet.layout import Layout
 from infnet.primitives.contraction import Geometry
 
 
@@ -206,9 +208,33 @@ class Feature:
 Value = Known | Param | Feature
 
 
+@dataclass(frozen=True)
+class Output:
+    """What a kernel is computed of: the segments of the output's channels, averaged over.
+
+    `averaged`: index atoms that were flattened together with the channels, and count as channels.
+    """
+
+    segments: tuple[Segment, ...]
+    averaged: tuple[int, ...]
+
+    @property
+    def layout(self) -> Layout:
+        """All pairs of positions; of those that count as channels, each with itself."""
+        sizes = self.segments[0].node.sizes
+        offsets = tuple((0,) if k in self.averaged else None for k in range(len(sizes)))
+        return Layout(sizes, sizes, offsets)
+
+    @property
+    def width(self) -> int:
+        """The number of channels."""
+        positions = [n for k, n in enumerate(self.layout.left) if k in self.averaged]
+        return sum(s.width for s in self.segments) * math.prod(positions)
+
+
 @dataclass(frozen=True, eq=False)
 class Program:
-    """What a model computes, ready to be planned: the trace and its outputs, as features or Known variables."""
+    """What a model computes, ready to be planned: the trace and its output."""
 
     trace: Trace
-    outputs: tuple[Feature, ...]
+    output: Output

@@ -27,7 +27,6 @@ from infnet.program import (
     OneNode,
     Param,
     ParamKey,
-    Program,
     Segment,
     Sum,
     Term,
@@ -54,30 +53,6 @@ def reads(*primitives: Primitive) -> Callable[[Rule], Rule]:
         return rule
 
     return add
-
-
-def read(
-    trace: Trace, elementwise: Rule, nonzero_mean: frozenset[int], varying: Mapping[int, tuple[int, ...]]
-) -> Program:
-    """Read a trace.
-
-    Args:
-        trace: the program of one example.
-        elementwise: reads every elementwise equation.
-        nonzero_mean: the parameters whose prior has a mean.
-        varying: the shape of the prior's standard deviation, for parameters where it is an array.
-    """
-    reader = Reader(trace, nonzero_mean, varying)
-    for equation in needed_equations(trace, trace.outputs):
-        reader.producer.update(dict.fromkeys(equation.outputs, equation))
-        if all(isinstance(reader.values[v], Known) for v in equation.inputs):
-            reader.read_known(equation)
-        else:
-            rule = elementwise if is_elementwise(equation.source) else READS.get(equation.primitive)
-            if rule is None:
-                reader.refuse_operation(equation)
-            rule(reader, equation)
-    return Program(trace, tuple(reader.output(v) for v in trace.outputs))
 
 
 def needed_equations(trace: Trace, variables: Iterable[int]) -> list[Equation]:
@@ -281,17 +256,6 @@ class Reader:
         """The segments of a feature with every node replaced by `make(node)`, once per node."""
         made = {s.node.index: make(s.node) for s in feature.segments}
         return tuple(Segment(made[s.node.index], s.start, s.width) for s in feature.segments)
-
-    def output(self, var: int) -> Feature:
-        """The feature that the model returns."""
-        if not isinstance(self.values[var], Feature):
-            raise UnsupportedError(
-                "the output of the model is not a random function of its input",
-                where=self.producer[var].where if var in self.producer else Where(),
-                why="it depends on the input alone, or on parameters alone, so it has no infinite-width limit",
-                remedy="return what comes after the first Dense or Conv layer",
-            )
-        return self.settled(var)
 
     def use_param(self, equation: Equation, key: ParamKey, roles: Any) -> None:
         """Note how a parameter is used; a second use must be of the same kind, or of another slice.

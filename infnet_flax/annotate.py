@@ -29,6 +29,11 @@ def annotate(model: T) -> T:
     """
     if isinstance(model, type) and issubclass(model, nn.Module):
         for name, method in _METHODS.items():
+            if getattr(model, name, method) is not method:
+                raise InputError(
+                    f"{model.__name__} has an attribute {name!r} of its own, which annotation would hide; "
+                    "use infnet_flax.kernel_fn(module, example_x) instead"
+                )
             setattr(model, name, method)
         return model
     if not isinstance(model, nn.Module):

@@ -8,10 +8,10 @@ from scipy import special
 
 from infnet._jax import jaxpr_as_fun
 from infnet.activations import recognise
-from infnet.activations.closed_forms import Erf, Gelu, Homogeneous
 from infnet.activations.chains import derivative
-from infnet.errors import UnsupportedError, Where
+from infnet.activations.closed_forms import Erf, Gelu, Homogeneous
 from infnet.activations.piecewise_linear import interpret
+from infnet.errors import UnsupportedError, Where
 
 WHERE = Where("MLP/activation", "model.py:12 (f)")
 

@@ -25,13 +25,13 @@ STANDARD = {1: "standard", 4: "standard_x4"}  # the widths at which references a
 
 # name -> number of samples at each of WIDTHS
 AGAINST_ENGINE = {
-    "mlp_zero_biases": (5000, 2500, 3600),
+    "mlp_zero_biases": (5500, 2700, 4000),
     "conv_same_flatten": (3000, 1500, 2600),
     "conv_global_pool": (2200, 1100, 1800),
     "residual_mlp": (5500, 2700, 4500),
     "concatenated": (4500, 2200, 3200),
-    "sum_of_relus": (5000, 2500, 3600),
-    "shared_branch": (5000, 2500, 3600),
+    "sum_of_relus": (5800, 2900, 4200),
+    "shared_branch": (5800, 2900, 4200),
 }
 
 

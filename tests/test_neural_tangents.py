@@ -1,4 +1,7 @@
-"""Agreement with Neural Tangents 0.6.5 in float64, in both parameterizations: frozen by references/make_neural_tangents.py."""
+"""Agreement with Neural Tangents 0.6.5 in float64, in both parameterizations.
+
+Its figures were frozen by references/make_neural_tangents.py.
+"""
 
 from pathlib import Path
 
@@ -6,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 import zoo
+from references import inputs
 
 import infnet_flax
 
@@ -28,11 +32,8 @@ def float64():
 
 @pytest.mark.parametrize("parameterization", UNITS)
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
-def test_agrees_to_nine_digits(case, parameterization, references, monkeypatch):
-    monkeypatch.syspath_prepend(REFERENCES)
-    from inputs import make
-
-    x1, x2 = make(case.shape)
+def test_agrees_to_nine_digits(case, parameterization, references):
+    x1, x2 = inputs.make(case.shape)
     kernel = infnet_flax.kernel_fn(case.make(), x1, parameterization=parameterization)(x1, x2)
     for moment in ("nngp", "ntk"):
         reference = references[f"{case.name}/{UNITS[parameterization]}/{moment}/x1x2"]
@@ -40,12 +41,9 @@ def test_agrees_to_nine_digits(case, parameterization, references, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["mlp_relu", "mlp_gelu", "lenet", "conv_global_pool", "concatenated"])
-def test_a_set_with_itself_agrees(name, references, monkeypatch):
-    monkeypatch.syspath_prepend(REFERENCES)
-    from inputs import make
-
-    case = next(c for c in CASES if c.name == name)
-    x1, _ = make(case.shape)
+def test_a_set_with_itself_agrees(name, references):
+    case = zoo.BY_NAME[name]
+    x1, _ = inputs.make(case.shape)
     kernel = infnet_flax.kernel_fn(case.make(), x1)(x1)
     for moment in ("nngp", "ntk"):
         reference = references[f"{name}/standard/{moment}/x1x1"]

@@ -1,4 +1,4 @@
-"""The folder list tells the story: imports point backwards along the flow of the data, and nothing heavy comes along."""
+"""The folder list tells the story: imports point backwards along the flow of data, and nothing heavy comes along."""
 
 import ast
 import subprocess

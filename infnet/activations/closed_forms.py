@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -157,6 +158,33 @@ class Gelu:
         """`A / 2`: E Phi(B u) = 1/2, and u times an even function has mean zero."""
         slope = self.scale / 2 + (q - q)
         return slope, slope
+
+
+def joint_kernel(one: Activation, two: Activation) -> Callable[..., tuple[jax.Array, ...]] | None:
+    """The kernels E phi(u) psi(v) and E phi'(u) psi'(v) of two functions, with the signature of `Activation.kernel`.
+
+    Two homogeneous functions of one degree: sums and differences of them are homogeneous too, and the kernel is
+    bilinear, so 4 K(phi, psi) = K(phi + psi, phi + psi) - K(phi - psi, phi - psi). None where no form is known.
+    """
+    if one == two:
+        return one.kernel
+    if not (isinstance(one, Homogeneous) and isinstance(two, Homogeneous) and one.values[0] == two.values[0]):
+        return None
+    total, difference = _combined(one, two, 1.0), _combined(one, two, -1.0)
+
+    def kernel(q12: jax.Array, q11: jax.Array, q22: jax.Array, derivative: bool) -> tuple[jax.Array, ...]:
+        both = (f.kernel(q12, q11, q22, derivative) for f in (total, difference))
+        return tuple((a - b) / 4 for a, b in zip(*both, strict=True))
+
+    return kernel
+
+
+def _combined(one: Homogeneous, two: Homogeneous, sign: float) -> Homogeneous:
+    degree, a, b, at_zero = one.values
+    _, c, d, two_at_zero = two.values
+    slope = tuple(s + sign * t for s, t in zip(one.slope, two.slope, strict=True))
+    alpha, beta, slope_at_zero = slope
+    return Homogeneous((degree, a + sign * c, b + sign * d, at_zero + sign * two_at_zero), (alpha, beta, slope_at_zero))
 
 
 def _homogeneous_name(degree: int, a: float, b: float) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from infnet._jax import lax_primitives as lax_p
-from infnet._jax import split_p
+from infnet._jax import split_p, stack_p
 from infnet.errors import MONTE_CARLO
 from infnet.index_maps import IndexMap, Pool, Select, Total
 from infnet.primitives.windows import Window
 from infnet.program import Atom, Feature, Known, Param, Segment
 from infnet.reader import Reader, reads
-from infnet.rules.rearrange import in_dim_order, index_linear, split_index_axes
+from infnet.rules.rearrange import in_dim_order, index_linear, split_index_axes, with_unit_axes
 from infnet.rules.sums import combine, concatenate_channels, merge_segments
 from infnet.trace import Equation
 
@@ -76,8 +76,6 @@ def _select(reader: Reader, equation: Equation, out: int, ranges: Sequence[Range
     for d in touched:
         if d in along:
             continue
-        if not feature.dims[d]:
-            reader.refuse(equation, "padding an axis of size 1", "infnet has no rule for this yet")
         steps[feature.dims[d][0].number] = ranges[d]
     segments = _mapped(reader, equation, feature, Select(feature.sizes, tuple(steps)), "select", out)
     reader.values[out] = Feature(tuple(dims), feature.channels, segments, out)
@@ -168,10 +166,8 @@ def read_pool(reader: Reader, equation: Equation) -> None:
     feature = _with_whole_axes(reader, equation, var, touched)
     per_axis = [Window() for _ in feature.sizes]
     for d in touched:
-        if not feature.dims[d] or feature.dims[d][0].is_channel:
-            reader.refuse(
-                equation, "pooling over channels or over an axis of size 1", "infnet has no rule for this yet"
-            )
+        if feature.dims[d][0].is_channel:
+            reader.refuse(equation, "pooling over channels", "infnet has no rule for this yet")
         per_axis[feature.dims[d][0].number] = windows[d]
     segments = _mapped(reader, equation, feature, Pool(feature.sizes, tuple(per_axis)), "pool", out)
     reader.values[out] = Feature(feature.dims, feature.channels, segments, out)
@@ -180,31 +176,44 @@ def read_pool(reader: Reader, equation: Equation) -> None:
 @reads(lax_p.concatenate_p)
 def read_concatenate(reader: Reader, equation: Equation) -> None:
     """Concatenation of channels (segments side by side) or of positions (a sum of padded parts)."""
-    axis, (out,) = equation.params["dimension"], equation.outputs
+    axis = equation.params["dimension"]
     if any(isinstance(reader.values[v], Param) for v in equation.inputs):
         reader.refuse(equation, "a parameter is concatenated with something else", "infnet has no rule for this yet")
     features = {v: _with_whole_axes(reader, equation, v, [axis]) for v in equation.inputs if _is_feature(reader, v)}
     along_channels = any(a.is_channel for f in features.values() for a in f.dims[axis])
-    if along_channels:
+    if along_channels or not any(f.channels for f in features.values()):
         concatenate_channels(reader, equation, axis)
         return
     if any(isinstance(reader.values[v], Known) for v in equation.inputs):
         reader.refuse(equation, "inputs are concatenated to positions of a feature", "infnet has no rule for this yet")
-    _concatenate_positions(reader, equation, features, axis, out)
+    parts = [(features[v], reader.shape(v)[axis]) for v in equation.inputs]
+    _concatenate_positions(reader, equation, parts, axis)
+
+
+@reads(stack_p)
+def read_stack(reader: Reader, equation: Equation) -> None:
+    """Arrays side by side along a new axis of positions."""
+    axis = equation.params["axis"]
+    if not all(_is_feature(reader, v) for v in equation.inputs):
+        reader.refuse(equation, "a feature is stacked with something else", "infnet has no rule for this yet")
+    parts = []
+    for var in equation.inputs:
+        feature = in_dim_order(reader, reader.settled(var), var)
+        dims = (*feature.dims[:axis], (), *feature.dims[axis:])
+        feature = Feature(dims, feature.channels, feature.segments, var)
+        parts.append((with_unit_axes(reader, feature, [axis], var), 1))
+    _concatenate_positions(reader, equation, parts, axis)
 
 
 def _is_feature(reader: Reader, var: int) -> bool:
     return isinstance(reader.values[var], Feature)
 
 
-def _concatenate_positions(
-    reader: Reader, equation: Equation, features: dict[int, Feature], axis: int, out: int
-) -> None:
+def _concatenate_positions(reader: Reader, equation: Equation, parts: Sequence[tuple[Feature, int]], axis: int) -> None:
+    """The sum of (feature, its size along the axis), each padded to its place."""
+    (out,) = equation.outputs
     total, start, padded = reader.shape(out)[axis], 0, []
-    for number, var in enumerate(equation.inputs):
-        feature = features[var]
-        if not feature.dims[axis]:
-            reader.refuse(equation, "features are stacked along an axis of size 1", "infnet has no rule for this yet")
+    for number, (feature, size) in enumerate(parts):
         ranges = [(1, 0, n) for n in feature.sizes]
         ranges[feature.dims[axis][0].number] = (1, -start, total)
         # Each part is a variable of its own, so that the sum can be read like any other.
@@ -213,7 +222,7 @@ def _concatenate_positions(
         reader.values[part] = Feature(feature.dims, feature.channels, segments, part)
         reader.producer[part] = equation
         padded.append(part)
-        start += reader.shape(var)[axis]
+        start += size
     combine(reader, equation, [(1.0, part) for part in padded])
 
 
@@ -231,8 +240,7 @@ def _with_whole_axes(reader: Reader, equation: Equation, var: int, touched: Sequ
     """The settled feature with one atom on each of the touched array axes."""
     feature = _feature(reader, equation, var)
     if all(len([a for a in feature.dims[d] if feature.size(a) > 1]) <= 1 for d in touched):
-        feature = in_dim_order(reader, feature, var)
-        return feature
+        return with_unit_axes(reader, in_dim_order(reader, feature, var), touched, var)
     if any(a.is_channel for d in touched for a in feature.dims[d]):
         reader.refuse(
             equation,

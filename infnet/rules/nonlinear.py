@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from infnet.activations import Activation
+from infnet.activations import Activation, joint_kernel
 from infnet.errors import MONTE_CARLO, NonGaussianError, UnsupportedError
 from infnet.layout import filled, spread_left, spread_right
 from infnet.plan import Ask, AskMean, Moments, Step, ask, variance
@@ -17,12 +17,13 @@ from infnet.program import Elementwise, IndexLinear, KnownNode, Node, OneNode, S
 
 def nonlinear_step(request: Ask, u: Elementwise, v: Elementwise) -> Step:
     """E[phi(g) psi(h)] and E[phi'(g) psi'(h)] T_gh, for jointly Gaussian g and h."""
-    activation = _checked(u)
-    if _checked(v) != activation:
+    activation, other = _checked(u), _checked(v)
+    kernel = joint_kernel(activation, other)
+    if kernel is None:
         raise UnsupportedError(
-            f"the joint moment of two different nonlinearities, {activation.name} and {_checked(v).name}",
+            f"the joint moment of two different nonlinearities, {activation.name} and {other.name}",
             where=v.where,
-            why="they act on dependent fields, and infnet knows the joint law only of one function with itself",
+            why="they act on dependent fields, and infnet knows no closed form for these two together",
             remedy=f"use the same activation on both branches; or {MONTE_CARLO}",
         )
     needs = (
@@ -42,7 +43,7 @@ def nonlinear_step(request: Ask, u: Elementwise, v: Elementwise) -> Step:
         q1, q2 = (_at_positions(context, q, n.operand) for q, n in zip(variances, (u, v), strict=True))
         q1, q2 = spread_left(request.layout, q1), spread_right(request.layout, q2)
         s = jnp.zeros(request.layout.shape, q1.dtype) if s is None else s
-        k, *kdots = activation.kernel(s, q1, q2, derivative=t is not None)
+        k, *kdots = kernel(s, q1, q2, derivative=t is not None)
         return Moments(filled(request.layout, k), None if t is None else kdots[0] * t)
 
     return Step(request, activation.name, u.where, needs, evaluate)

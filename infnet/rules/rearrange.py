@@ -51,10 +51,14 @@ def read_reshape(reader: Reader, equation: Equation) -> None:
 
 
 def _reshape(reader: Reader, feature: Feature, shape: Sequence[int], var: int, out: int) -> Feature:
-    grouped = regroup(_factors(feature), shape)
+    try:
+        grouped = regroup(_factors(feature), shape)
+    except ValueError:  # positions are regrouped as a whole, if they come before all channels
+        feature = _one_index_axis(reader, in_dim_order(reader, reader.settled(var), var), var)
+        grouped = regroup(_factors(feature), shape)
     if all(isinstance(name, Atom) for dim in grouped for name, _ in dim):
         return _redimensioned(feature, tuple(tuple(name for name, _ in dim) for dim in grouped))
-    feature = in_dim_order(reader, reader.settled(var), var)
+    feature = in_dim_order(reader, reader.settled(var) if feature.base != var else feature, var)
     grouped = regroup(_factors(feature), shape)
     sizes: tuple[list[int], list[int]] = ([], [])
     dims = []
@@ -70,6 +74,16 @@ def _reshape(reader: Reader, feature: Feature, shape: Sequence[int], var: int, o
         raise ValueError("cannot split concatenated channels into several axes")
     feature = split_index_axes(reader, feature, index_sizes, var)
     return Feature(tuple(dims), channels, feature.segments, out)
+
+
+def _one_index_axis(reader: Reader, feature: Feature, var: int) -> Feature:
+    """The feature with all its positions on one axis."""
+    atoms = [a for dim in feature.dims for a in dim]
+    if any(not a.is_channel for a in atoms[len(feature.sizes) :]):
+        raise ValueError("an axis boundary of the result falls inside an axis of the operand")
+    merged = split_index_axes(reader, feature, (math.prod(feature.sizes),), var)
+    channels = tuple(a for a in atoms if a.is_channel)
+    return Feature(((Atom(False, 0), *channels),), merged.channels, merged.segments, var)
 
 
 def _factors(feature: Feature) -> list[list[tuple[Any, int]]]:
@@ -143,6 +157,22 @@ def in_dim_order(reader: Reader, feature: Feature, var: int) -> Feature:
                 count[a.is_channel] += 1
         dims.append(tuple(atoms))
     return Feature(tuple(dims), tuple(feature.channels[k] for k in channel), segments, var)
+
+
+def with_unit_axes(reader: Reader, feature: Feature, axes: Sequence[int], var: int) -> Feature:
+    """The same feature with an index atom of size 1 on each of these array axes that has no atom."""
+    new = [d for d in axes if not feature.dims[d]]
+    if not new:
+        return feature
+    count = len(feature.sizes)
+    sizes = (*feature.sizes, *(1 for _ in new))
+
+    def extended(node: Node) -> Node:
+        return reader.sum([Term(1.0, node, 0, tuple(range(count)))], sizes, reader.producer[var].where)
+
+    atoms = {d: (Atom(False, count + k),) for k, d in enumerate(new)}
+    dims = tuple(atoms.get(d, dim) for d, dim in enumerate(feature.dims))
+    return Feature(dims, feature.channels, reader.replace_nodes(feature, extended, var), var)
 
 
 def split_index_axes(reader: Reader, feature: Feature, sizes: tuple[int, ...], var: int) -> Feature:
