@@ -36,6 +36,11 @@ def kernel_fn(
     trainable: Any = None,
     lr_scale: Any = None,
     output: Callable[[PyTree], jax.Array] | None = None,
+    precision: str = "default",
+    tol: float = 1e-6,
+    q_max: float | None = None,
+    batch_axis: int = 0,
+    on_unsupported: str = "raise",
 ) -> KernelFn:
     """The kernel function of the infinite-width limit of a model.
 
@@ -50,6 +55,9 @@ def kernel_fn(
             bool. The others leave the NTK.
         lr_scale: relative learning rates: a mapping from glob to number, or a pytree of numbers.
         output: picks one array from structured outputs.
+        batch_axis: the axis of the inputs that counts examples.
+        precision, tol, q_max, on_unsupported: reserved; only their defaults are accepted so far. All kernels here are
+            closed forms, so there is no tolerance to choose.
 
     Returns:
         The kernel function. It is traced for the dtypes of its arguments when it is first called.
@@ -61,8 +69,12 @@ def kernel_fn(
     """
     if parameterization not in ("as_model", "ntk"):
         raise InputError(f'parameterization must be "as_model" or "ntk", not {parameterization!r}')
+    if (precision, tol, q_max, on_unsupported) != ("default", 1e-6, None, "raise"):
+        raise InputError(
+            'precision, tol, q_max and on_unsupported accept only "default", 1e-6, None and "raise" so far'
+        )
     check_readable(priors)
-    return KernelFn(apply_fn, priors, example_inputs, parameterization, trainable, lr_scale, output)
+    return KernelFn(apply_fn, priors, example_inputs, parameterization, trainable, lr_scale, output, batch_axis)
 
 
 class KernelFn:
@@ -77,12 +89,14 @@ class KernelFn:
         trainable: Any,
         lr_scale: Any,
         output: Callable[[PyTree], jax.Array] | None,
+        batch_axis: int,
     ):
         self.parameterization = parameterization
         self._apply_fn = apply_fn
         self._output = output
+        self._batch_axis = batch_axis
         self._several = isinstance(example_inputs, tuple)
-        self._example = _per_example(example_inputs if self._several else (example_inputs,))
+        self._example = _per_example(example_inputs if self._several else (example_inputs,), batch_axis)
         paths, self._params_tree = jax.tree_util.tree_flatten_with_path(priors, is_leaf=_is_prior)
         self._paths = [path_name(path) for path, _ in paths]
         self._priors: list[Prior] = [prior for _, prior in paths]
@@ -135,7 +149,10 @@ class KernelFn:
         names = _names(get) if get is not None else NAMES
         inputs, _ = self._inputs(x, "x")
         program = self._program(jax.tree.map(lambda a: a.dtype, inputs))
-        values = jax.jit(jax.vmap(self._own(program, names), (None, 0)))(self._weights, jax.tree.leaves(inputs))
+        key = (tuple(str(a.dtype) for a in jax.tree.leaves(inputs)), names, "diag")
+        if key not in self._compiled:
+            self._compiled[key] = jax.jit(jax.vmap(self._own(program, names), (None, 0)))
+        values = self._compiled[key](self._weights, jax.tree.leaves(inputs))
         return values[get] if isinstance(get, str) else namedtuple("Kernels", names)(*(values[n] for n in names))
 
     def explain(self) -> Explanation:
@@ -162,7 +179,7 @@ class KernelFn:
         return self._programs[key]
 
     def _single_output(self, params: PyTree, *inputs: PyTree) -> jax.Array:
-        result = self._apply_fn(params, *inputs)
+        result = self._apply_fn(params, *jax.tree.map(lambda x: jnp.moveaxis(x, 0, self._batch_axis), inputs))
         result = self._output(result) if self._output else result
         leaves = jax.tree.leaves(result)
         if len(leaves) != 1:
@@ -173,13 +190,15 @@ class KernelFn:
         return leaves[0]
 
     def _inputs(self, x: PyTree, name: str) -> tuple[PyTree, int]:
+        if isinstance(x, Kernel):
+            raise InputError("a kernel function takes inputs, not the Kernel of another model, so far")
         inputs = x if self._several else (x,)
         if not _same_structure(inputs, self._example):
             raise InputError(
                 f"{name} must have the structure of the example input, {jax.tree.structure(self._example)}, "
                 f"not {jax.tree.structure(inputs)}"
             )
-        inputs = jax.tree.map(jnp.asarray, inputs)
+        inputs = jax.tree.map(lambda a: _batch_first(jnp.asarray(a), self._batch_axis), inputs)
         for leaf, example in zip(jax.tree.leaves(inputs), jax.tree.leaves(self._example), strict=True):
             if leaf.shape[1:] != example.shape or leaf.ndim != len(example.shape) + 1:
                 expected = str(("n", *example.shape)).replace("'", "")
@@ -286,13 +305,22 @@ def _same_structure(one: PyTree, two: PyTree) -> bool:
     return structures[0] == structures[1]
 
 
-def _per_example(inputs: PyTree) -> PyTree:
+def _batch_first(x: jax.Array, batch_axis: int) -> jax.Array:
+    return jnp.moveaxis(x, batch_axis, 0) if -x.ndim <= batch_axis < x.ndim else x
+
+
+def _per_example(inputs: PyTree, batch_axis: int) -> PyTree:
     for leaf in jax.tree.leaves(inputs):
         if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
             raise InputError(f"example inputs must be arrays or jax.ShapeDtypeStruct, not {leaf!r}")
-        if len(leaf.shape) == 0:
-            raise InputError("example inputs must have a leading batch axis, but one is a scalar")
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], jnp.result_type(x.dtype)), inputs)
+        if not -len(leaf.shape) <= batch_axis < len(leaf.shape):
+            raise InputError(f"example inputs must have a batch axis {batch_axis}, but one has shape {leaf.shape}")
+
+    def one(x: Any) -> jax.ShapeDtypeStruct:
+        axis = batch_axis % len(x.shape)
+        return jax.ShapeDtypeStruct((*x.shape[:axis], *x.shape[axis + 1 :]), jnp.result_type(x.dtype))
+
+    return jax.tree.map(one, inputs)
 
 
 def _is_prior(leaf: Any) -> bool:

@@ -54,12 +54,12 @@ class Context:
     def read(self, field: Field, side: int) -> jax.Array:
         """A Known variable as an array `[*sizes, channels]`, with size 1 where it does not vary."""
         value = jnp.asarray(self.known[side][field.var]).astype(self.dtype)
-        rest = [axis for axis in range(value.ndim) if axis not in field.axes]
-        value = jnp.transpose(value, [*rest, *field.axes])
+        order = (*field.index_axes, *field.channel_axes)
+        rest = [axis for axis in range(value.ndim) if axis not in order]
+        value = jnp.transpose(value, [*rest, *order])
         value = value.reshape(value.shape[len(rest) :])
-        n_index = _count_index_axes(value.shape, field)
         if not field.varies:
-            value = value[(slice(0, 1),) * n_index]
+            value = value[(slice(0, 1),) * len(field.index_axes)]
         sizes = field.sizes if field.varies else (1,) * len(field.sizes)
         value = value.reshape((*sizes, -1))
         value = value[..., field.channels[0] : field.channels[1]] if field.varies_along_channels else value[..., :1]
@@ -82,17 +82,6 @@ class Context:
     def zeros_like(self, block: jax.Array) -> jax.Array:
         """A block of zeros; a NaN of the other moment stays one."""
         return 0 * block
-
-
-def _count_index_axes(shape: Sequence[int], field: Field) -> int:
-    total, count = 1, 0
-    for size in field.sizes:
-        total *= size
-    product = 1
-    while count < len(shape) and (product < total or shape[count] == 1) and count < len(field.axes):
-        product *= shape[count]
-        count += 1
-    return count
 
 
 def _along(std: jax.Array, axes: Sequence[int | None]) -> jax.Array:

@@ -57,15 +57,16 @@ def explain(
         gaussian = request.u.gaussian and request.v.gaussian
         rows.append(Row(step.where.module, step.where.line, step.rule, str(request.layout), gaussian, step.exact))
         node = request.u
-        if isinstance(node, Contraction):
+        if not isinstance(node, Contraction):
+            continue
+        leaf = node.param.key.leaf
+        if not isinstance(node.operand, KnownNode):
             widths.append((node.channels, node.where.module))
-            prior = priors[node.param.key.leaf]
-            if isinstance(node.operand, KnownNode) and np.any(np.asarray(prior.kurtosis)):
-                kurtosis.append((paths[node.param.key.leaf], float(np.max(np.abs(prior.kurtosis)))))
+        elif np.any(np.asarray(priors[leaf].kurtosis)):
+            kurtosis.append((paths[leaf], float(np.max(np.abs(priors[leaf].kurtosis)))))
     remarks = [f"{parameterization} parameterization; NNGP and NTK per output channel"]
-    hidden = [w for w in widths[1:]] if widths else []
-    if hidden:
-        width, module = min(hidden)
+    if widths:
+        width, module = min(widths)
         remarks.append(f"channels sent to infinity; the smallest width is {width} ({module})")
         if width < NARROW:
             remarks.append(f"warning: a width below {NARROW} is far from the infinite-width limit")

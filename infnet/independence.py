@@ -16,9 +16,10 @@ from typing import Any, NoReturn
 import jax
 import numpy as np
 
-from infnet._jax import Primitive, optimization_barrier_p, split_p, stack_p
 from infnet._jax import lax_primitives as lax_p
+from infnet._jax import optimization_barrier_p, split_p, stack_p
 from infnet.errors import MONTE_CARLO, BatchAxisError, Where
+from infnet.registry import Rules
 from infnet.trace import Equation, Flat, is_elementwise
 
 
@@ -46,20 +47,7 @@ class Trace(Flat):
 
 # (trace, equation, batch axis of each input) -> the batch axis of the outputs, or None if examples are mixed.
 Rule = Callable[[Trace, Equation, list[int | None]], int | None]
-RULES: dict[Primitive, Rule] = {}
-
-
-def register(*primitives: Primitive) -> Callable[[Rule], Rule]:
-    """Declare how an operation treats the axis that counts examples; a second rule for it is an error."""
-
-    def add(rule: Rule) -> Rule:
-        for primitive in primitives:
-            if primitive in RULES:
-                raise ValueError(f"{primitive.name} has a rule already")
-            RULES[primitive] = rule
-        return rule
-
-    return add
+RULES: Rules[Rule] = Rules()
 
 
 def one_example(flats: Sequence[Flat], n_params: int) -> Trace:
@@ -190,13 +178,13 @@ def _refuse_shape(flat: Flat, number: int, what: str) -> NoReturn:
     )
 
 
-@register(optimization_barrier_p)
+@RULES.register(optimization_barrier_p)
 def _same_axis(trace: Trace, equation: Equation, axes: list[int | None]) -> int | None:
     found = {axis for axis in axes if axis is not None}
     return found.pop() if len(found) == 1 else None
 
 
-@register(
+@RULES.register(
     lax_p.reduce_sum_p,
     lax_p.reduce_max_p,
     lax_p.reduce_min_p,
@@ -212,30 +200,30 @@ def _reduction(trace: Trace, equation: Equation, axes: list[int | None]) -> int 
     return None if axis is None or axis in reduced else axis - sum(a < axis for a in reduced)
 
 
-@register(lax_p.cumsum_p, lax_p.cumprod_p, lax_p.cummax_p, lax_p.cummin_p, lax_p.cumlogsumexp_p)
+@RULES.register(lax_p.cumsum_p, lax_p.cumprod_p, lax_p.cummax_p, lax_p.cummin_p, lax_p.cumlogsumexp_p)
 def _cumulative(trace: Trace, equation: Equation, axes: list[int | None]) -> int | None:
     return _avoids(axes[0], (equation.params["axis"],))
 
 
-@register(lax_p.rev_p)
+@RULES.register(lax_p.rev_p)
 def _rev(trace: Trace, equation: Equation, axes: list[int | None]) -> int | None:
     return _avoids(axes[0], equation.params["dimensions"])
 
 
-@register(lax_p.sort_p, lax_p.concatenate_p)
+@RULES.register(lax_p.sort_p, lax_p.concatenate_p)
 def _along_dimension(trace: Trace, equation: Equation, axes: list[int | None]) -> int | None:
     if None in axes:  # some rows belong to examples and some to none
         return None
     return _avoids(_same_axis(trace, equation, axes), (equation.params["dimension"],))
 
 
-@register(stack_p)
+@RULES.register(stack_p)
 def _stack(trace: Trace, equation: Equation, axes: list[int | None]) -> int | None:
     axis = None if None in axes else _same_axis(trace, equation, axes)
     return axis if axis is None or axis < equation.params["axis"] else axis + 1
 
 
-@register(split_p)
+@RULES.register(split_p)
 def _split(trace: Trace, equation: Equation, axes: list[int | None]) -> int | None:
     return _avoids(axes[0], (equation.params["axis"],))
 
@@ -244,7 +232,7 @@ def _avoids(axis: int | None, touched: tuple[int, ...]) -> int | None:
     return None if axis in touched else axis
 
 
-@register(lax_p.reshape_p)
+@RULES.register(lax_p.reshape_p)
 def _reshape(trace: Trace, equation: Equation, axes: list[int | None]) -> int | None:
     # Examples stay apart exactly if they are cut at the same place of the row-major order.
     before, after = trace.shape(equation.inputs[0]), trace.shape(equation.outputs[0])
@@ -254,25 +242,25 @@ def _reshape(trace: Trace, equation: Equation, axes: list[int | None]) -> int | 
     return out if math.prod(before[:axis]) == math.prod(after[:out]) else None
 
 
-@register(lax_p.transpose_p)
+@RULES.register(lax_p.transpose_p)
 def _transpose(trace: Trace, equation: Equation, axes: list[int | None]) -> int | None:
     return None if axes[0] is None else tuple(equation.params["permutation"]).index(axes[0])
 
 
-@register(lax_p.squeeze_p)
+@RULES.register(lax_p.squeeze_p)
 def _squeeze(trace: Trace, equation: Equation, axes: list[int | None]) -> int | None:
     axis, dropped = axes[0], equation.params["dimensions"]
     return None if axis is None or axis in dropped else axis - sum(a < axis for a in dropped)
 
 
-@register(lax_p.broadcast_in_dim_p)
+@RULES.register(lax_p.broadcast_in_dim_p)
 def _broadcast(trace: Trace, equation: Equation, axes: list[int | None]) -> int | None:
     if axes[0] is None:  # the same value for every example
         return trace.batch_axis[equation.outputs[0]]
     return int(equation.params["broadcast_dimensions"][axes[0]])
 
 
-@register(lax_p.slice_p)
+@RULES.register(lax_p.slice_p)
 def _slice(trace: Trace, equation: Equation, axes: list[int | None]) -> int | None:
     # A slice along the batch axis has a size that does not grow, or starts at an index that does.
     axis, params = axes[0], equation.params
@@ -282,12 +270,12 @@ def _slice(trace: Trace, equation: Equation, axes: list[int | None]) -> int | No
     return axis
 
 
-@register(lax_p.dynamic_slice_p, lax_p.dynamic_update_slice_p)
+@RULES.register(lax_p.dynamic_slice_p, lax_p.dynamic_update_slice_p)
 def _dynamic_slice(trace: Trace, equation: Equation, axes: list[int | None]) -> int | None:
     return axes[0] if all(a is None for a in axes[1:]) else None
 
 
-@register(lax_p.pad_p)
+@RULES.register(lax_p.pad_p)
 def _pad(trace: Trace, equation: Equation, axes: list[int | None]) -> int | None:
     axis = axes[0]
     if axis is None or axes[1] is not None:
@@ -295,7 +283,7 @@ def _pad(trace: Trace, equation: Equation, axes: list[int | None]) -> int | None
     return axis if tuple(equation.params["padding_config"][axis]) == (0, 0, 0) else None
 
 
-@register(lax_p.dot_general_p)
+@RULES.register(lax_p.dot_general_p)
 def _dot_general(trace: Trace, equation: Equation, axes: list[int | None]) -> int | None:
     contracted, batched = equation.params["dimension_numbers"]
     left, right = axes
@@ -315,14 +303,14 @@ def _dot_general(trace: Trace, equation: Equation, axes: list[int | None]) -> in
     return offset + axis - sum(a < axis for a in gone)
 
 
-@register(lax_p.conv_general_dilated_p)
+@RULES.register(lax_p.conv_general_dilated_p)
 def _conv(trace: Trace, equation: Equation, axes: list[int | None]) -> int | None:
     numbers = equation.params["dimension_numbers"]
     separate = equation.params["batch_group_count"] == 1 and axes[1] is None
     return numbers.out_spec[0] if separate and axes[0] == numbers.lhs_spec[0] else None
 
 
-@register(lax_p.reduce_window_sum_p, lax_p.reduce_window_max_p, lax_p.reduce_window_min_p)
+@RULES.register(lax_p.reduce_window_sum_p, lax_p.reduce_window_max_p, lax_p.reduce_window_min_p)
 def _reduce_window(trace: Trace, equation: Equation, axes: list[int | None]) -> int | None:
     axis, params = axes[0], equation.params
     if axis is None or params["window_dimensions"][axis] != 1:
@@ -331,7 +319,7 @@ def _reduce_window(trace: Trace, equation: Equation, axes: list[int | None]) -> 
     return axis if still else None
 
 
-@register(lax_p.gather_p)
+@RULES.register(lax_p.gather_p)
 def _gather(trace: Trace, equation: Equation, axes: list[int | None]) -> int | None:
     numbers, (operand, indices) = equation.params["dimension_numbers"], axes
     out_rank = len(trace.shape(equation.outputs[0]))

@@ -61,7 +61,7 @@ class Field:
 
     Attributes:
         var: the variable.
-        axes: its axes in the order (index axes, channel axes).
+        index_axes, channel_axes: its axes that hold positions and channels, in order.
         sizes: of the index axes; an axis of the variable may be several of them.
         channels: (start, stop) of the channels that are read.
         varies: whether the values differ along the index axes; where not, the axis has size 1 when read.
@@ -70,7 +70,8 @@ class Field:
     """
 
     var: int
-    axes: tuple[int, ...]
+    index_axes: tuple[int, ...]
+    channel_axes: tuple[int, ...]
     sizes: tuple[int, ...]
     channels: tuple[int, int]
     varies: bool

@@ -32,27 +32,13 @@ from infnet.program import (
     Term,
     Value,
 )
+from infnet.registry import Rules
 from infnet.trace import Equation, is_elementwise
 
 Rule = Callable[["Reader", Equation], None]
-READS: dict[Primitive, Rule] = {}
+# How equations are read: the rule sets `reader.values` of each output. Called if an input is a Param or a Feature.
+READS: Rules[Rule] = Rules()
 N = TypeVar("N", bound=Node)
-
-
-def reads(*primitives: Primitive) -> Callable[[Rule], Rule]:
-    """Register how equations of these primitives are read: the rule sets `reader.values` of each output.
-
-    It is called only if an input is a Param or a Feature. A second rule for a primitive is an error.
-    """
-
-    def add(rule: Rule) -> Rule:
-        for primitive in primitives:
-            if primitive in READS:
-                raise ValueError(f"{primitive.name} is read by another rule already")
-            READS[primitive] = rule
-        return rule
-
-    return add
 
 
 def needed_equations(trace: Trace, variables: Iterable[int]) -> list[Equation]:
@@ -154,7 +140,7 @@ class Reader:
         varies = any(d in known.varies for d in index_dims)
         sizes = tuple(n if shape[d] > 1 else 1 for d in index_dims for n in dims[d])
         along = any(d in known.varies for d in channel_dims)
-        return Field(var, (*index_dims, *channel_dims), sizes, channels, varies, along, power)
+        return Field(var, tuple(index_dims), tuple(channel_dims), sizes, channels, varies, along, power)
 
     # Features
 
@@ -287,6 +273,10 @@ class Reader:
     def check_uniform(self, equation: Equation, param: Param, axes: Sequence[int | None]) -> None:
         """Raise unless the prior of a parameter varies along these axes of its array at most."""
         shape = self.varying.get(param.key.leaf, ())
+        if shape and param.key.slices:
+            self.refuse(
+                equation, "a slice of a parameter whose elements differ in law", "infnet has no rule for this yet"
+            )
         if any(n > 1 and axis not in axes for axis, n in enumerate(shape)):
             self.refuse(
                 equation,

@@ -209,3 +209,78 @@ def test_frozen_layers_and_learning_rates():
     double = infnet_flax.kernel_fn(model, x, lr_scale={"layers_0/*": 2.0})(x).ntk
     np.testing.assert_allclose(first + last, full, rtol=1e-5)
     np.testing.assert_allclose(2 * first + last, double, rtol=1e-5)
+
+
+def test_any_axis_may_count_examples():
+    class TimeMajor(nn.Module):
+        @nn.compact
+        def __call__(self, x):  # (time, batch, channel)
+            return nn.Dense(2)(nn.relu(nn.Dense(8)(x)).mean(0))
+
+    class BatchMajor(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(2)(nn.relu(nn.Dense(8)(x)).mean(1))
+
+    x = jnp.asarray(np.random.RandomState(0).randn(4, 6, 3), jnp.float32)
+    expected = infnet_flax.kernel_fn(BatchMajor(), x)(x, get="ntk")
+    k = infnet_flax.kernel_fn(TimeMajor(), jnp.swapaxes(x, 0, 1), batch_axis=1)
+    np.testing.assert_allclose(k(jnp.swapaxes(x, 0, 1), get="ntk"), expected, rtol=1e-6)
+
+
+def test_flattened_positions_count_as_channels():
+    """The kernel of a flattened output is that of its (H W C) channels, averaged."""
+    x = jnp.asarray(np.random.RandomState(0).randn(3, 4, 4, 2), jnp.float32)
+    conv = nn.Conv(8, (3, 3))
+    kept = infnet_flax.kernel_fn(conv, x)(x)
+    flat = infnet_flax.kernel_fn(nn.Sequential([conv, lambda y: y.reshape(y.shape[0], -1)]), x)(x)
+    assert (kept.width, flat.width) == (8, 4 * 4 * 8)
+    np.testing.assert_allclose(flat.ntk, jnp.einsum("abiijj->ab", kept.ntk) / 16, rtol=1e-5)
+
+
+def test_means_of_independent_branches_count():
+    """E[relu(u) relu(v)] = E[relu u] E[relu v] for independent u, v: a sum of relus has kernel K + K + 2 m m'."""
+
+    class Sum(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.relu(nn.Dense(8)(x)) + nn.relu(nn.Dense(8)(x))
+
+    class One(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.relu(nn.Dense(8)(x))
+
+    x = jnp.asarray(np.random.RandomState(0).randn(3, 4), jnp.float32)
+    both, one = (infnet_flax.kernel_fn(m, x)(x) for m in (Sum(), One()))
+    q = infnet_flax.kernel_fn(nn.Dense(8), x)(x).cov1
+    mean = jnp.sqrt(q / (2 * jnp.pi))
+    np.testing.assert_allclose(both.nngp, 2 * one.nngp + 2 * jnp.outer(mean, mean), rtol=1e-5)
+    np.testing.assert_allclose(both.ntk, 2 * one.ntk, rtol=1e-5)
+
+
+def test_a_feature_and_a_function_of_it_are_correlated():
+    """Stein: E[g relu(g')] = E[g g'] / 2, also after a map of positions that keeps the two apart."""
+
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            g = nn.Conv(8, (3,))(x)
+            return jnp.flip(nn.relu(g), 1) + g
+
+    class Linear(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Conv(8, (3,))(x)
+
+    class Relu(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.relu(nn.Conv(8, (3,))(x))
+
+    x = jnp.asarray(np.random.RandomState(0).randn(3, 5, 2), jnp.float32)
+    whole, linear, relu = (infnet_flax.kernel_fn(m, x)(x) for m in (Model(), Linear(), Relu()))
+    for name in ("nngp", "ntk"):
+        g, r = getattr(linear, name), getattr(relu, name)
+        expected = g + r[..., ::-1, ::-1] + (g[..., ::-1, :] + g[..., ::-1]) / 2
+        np.testing.assert_allclose(getattr(whole, name), expected, rtol=1e-4, atol=1e-6)

@@ -113,7 +113,36 @@ class ResidualFromInput(nn.Module):
         return nn.Dense(2)(nn.relu(x))  # here
 
 
+class SharedGate(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(2)(nn.Dense(8)(x) + nn.Dense(1)(x))  # here
+
+
+class Rounded(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(8)(x).astype(int).astype(jnp.float32)  # here
+        return nn.Dense(2)(x)
+
+
+class BatchSizeInside(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(2)(x) / x.shape[0]  # here
+
+
+class ScaledByParameter(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(2)(nn.Dense(8)(x) * self.param("g", nn.initializers.ones, (8,)))  # here
+
+
 REFUSED = [
+    (SharedGate, VECTOR, UnsupportedError, "add", "same number of channels"),
+    (Rounded, VECTOR, UnsupportedError, "convert_element_type", "supported are"),
+    (BatchSizeInside, VECTOR, BatchAxisError, "div", "batch size"),
+    (ScaledByParameter, VECTOR, UnsupportedError, "mul", "use_scale=False"),
     (MaxPool, IMAGE, UnsupportedError, "reduce_window_max", "avg_pool"),
     (TrainingBatchNorm, VECTOR, BatchAxisError, "reduce_sum", "running statistics"),
     (Squeeze, VECTOR, BatchAxisError, "squeeze", "each example"),

@@ -19,6 +19,7 @@ import numpy as np
 from infnet._jax import ClosedJaxpr, JaxprEqn, Literal, Primitive, Var
 from infnet._jax import lax_primitives as lax
 from infnet.numpy_rules import CALLS, NUMPY_RULES, SHAPE_ONLY, called_jaxpr, float64
+from infnet.registry import Rules
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,45 +173,33 @@ def _sign(f: PiecewiseLinear) -> PiecewiseLinear:
 
 
 Rule = Callable[..., PiecewiseLinear]
-_RULES: dict[Primitive, Rule] = {}
+# `rule(eqn, *operands)` for operands that are not all piecewise constant.
+_RULES: Rules[Rule] = Rules()
 
 
-def _rule(*primitives: Primitive) -> Callable[[Rule], Rule]:
-    """Register `rule(eqn, *operands)` for operands that are not all piecewise constant."""
-
-    def register(rule: Rule) -> Rule:
-        for primitive in primitives:
-            if primitive in _RULES:
-                raise ValueError(f"a second rule for the primitive {primitive}")
-            _RULES[primitive] = rule
-        return rule
-
-    return register
-
-
-@_rule(lax.copy_p, lax.stop_gradient_p, lax.reduce_precision_p, lax.name_p)
+@_RULES.register(lax.copy_p, lax.stop_gradient_p, lax.reduce_precision_p, lax.name_p)
 def _identity(_: JaxprEqn | None, f: PiecewiseLinear) -> PiecewiseLinear:
     return f
 
 
-@_rule(lax.neg_p)
+@_RULES.register(lax.neg_p)
 def _neg(_: JaxprEqn | None, f: PiecewiseLinear) -> PiecewiseLinear:
     return PiecewiseLinear(f.points, -f.slopes, -f.intercepts, -f.values)
 
 
-@_rule(lax.add_p, lax.add_jaxvals_p)
+@_RULES.register(lax.add_p, lax.add_jaxvals_p)
 def _add(_: JaxprEqn | None, f: PiecewiseLinear, g: PiecewiseLinear) -> PiecewiseLinear:
     f, g = _common(f, g)
     slopes, intercepts = f.slopes + g.slopes, f.intercepts + g.intercepts
     return PiecewiseLinear(f.points, slopes, intercepts, f.values + g.values)
 
 
-@_rule(lax.sub_p)
+@_RULES.register(lax.sub_p)
 def _sub(eqn: JaxprEqn | None, f: PiecewiseLinear, g: PiecewiseLinear) -> PiecewiseLinear:
     return _add(eqn, f, _neg(eqn, g))
 
 
-@_rule(lax.mul_p)
+@_RULES.register(lax.mul_p)
 def _mul(_: JaxprEqn | None, f: PiecewiseLinear, g: PiecewiseLinear) -> PiecewiseLinear:
     f, g = _common(f, g)
     if (f.slopes * g.slopes).any():
@@ -219,7 +208,7 @@ def _mul(_: JaxprEqn | None, f: PiecewiseLinear, g: PiecewiseLinear) -> Piecewis
     return PiecewiseLinear(f.points, slopes, f.intercepts * g.intercepts, f.values * g.values)
 
 
-@_rule(lax.div_p)
+@_RULES.register(lax.div_p)
 def _div(_: JaxprEqn | None, f: PiecewiseLinear, g: PiecewiseLinear) -> PiecewiseLinear:
     f, g = _common(f, g)
     if not g.is_constant or not g.intercepts.all() or not g.values.all():
@@ -228,12 +217,12 @@ def _div(_: JaxprEqn | None, f: PiecewiseLinear, g: PiecewiseLinear) -> Piecewis
     return PiecewiseLinear(f.points, slopes, intercepts, f.values / g.values)
 
 
-@_rule(lax.sign_p)
+@_RULES.register(lax.sign_p)
 def _sign_rule(_: JaxprEqn | None, f: PiecewiseLinear) -> PiecewiseLinear:
     return _sign(f)
 
 
-@_rule(lax.abs_p)
+@_RULES.register(lax.abs_p)
 def _abs(eqn: JaxprEqn | None, f: PiecewiseLinear) -> PiecewiseLinear:
     return _mul(eqn, f, _sign(f))
 
@@ -252,7 +241,7 @@ def _where(which: PiecewiseLinear, cases: Sequence[PiecewiseLinear]) -> Piecewis
     )
 
 
-@_rule(lax.select_n_p)
+@_RULES.register(lax.select_n_p)
 def _select(_: JaxprEqn | None, which: PiecewiseLinear, *cases: PiecewiseLinear) -> PiecewiseLinear:
     return _where(which, cases)
 
@@ -263,23 +252,23 @@ def _map_sign(f: PiecewiseLinear, of_sign: Callable[[np.ndarray], np.ndarray]) -
     return PiecewiseLinear(sign.points, sign.slopes, intercepts, values)
 
 
-@_rule(lax.max_p)
+@_RULES.register(lax.max_p)
 def _max(eqn: JaxprEqn | None, f: PiecewiseLinear, g: PiecewiseLinear) -> PiecewiseLinear:
     return _where(_map_sign(_sub(eqn, f, g), lambda s: s < 0), (f, g))
 
 
-@_rule(lax.min_p)
+@_RULES.register(lax.min_p)
 def _min(eqn: JaxprEqn | None, f: PiecewiseLinear, g: PiecewiseLinear) -> PiecewiseLinear:
     return _where(_map_sign(_sub(eqn, f, g), lambda s: s > 0), (f, g))
 
 
-@_rule(lax.clamp_p)
+@_RULES.register(lax.clamp_p)
 def _clamp(eqn: JaxprEqn | None, low: PiecewiseLinear, f: PiecewiseLinear, high: PiecewiseLinear) -> PiecewiseLinear:
     return _min(eqn, _max(eqn, f, low), high)
 
 
 def _comparison(primitive: Primitive, of_sign: Callable[[np.ndarray], np.ndarray]) -> None:
-    @_rule(primitive)
+    @_RULES.register(primitive)
     def compare(eqn: JaxprEqn, f: PiecewiseLinear, g: PiecewiseLinear) -> PiecewiseLinear:
         return _map_sign(_sub(eqn, f, g), of_sign)
 
@@ -292,21 +281,21 @@ _comparison(lax.eq_p, lambda s: s == 0)
 _comparison(lax.ne_p, lambda s: s != 0)
 
 
-@_rule(lax.is_finite_p)
+@_RULES.register(lax.is_finite_p)
 def _is_finite(_: JaxprEqn | None, f: PiecewiseLinear) -> PiecewiseLinear:
     if not f.is_finite:
         raise _NotPiecewiseLinear
     return constant(True)
 
 
-@_rule(lax.integer_pow_p)
+@_RULES.register(lax.integer_pow_p)
 def _integer_pow(eqn: JaxprEqn, f: PiecewiseLinear) -> PiecewiseLinear:
     if eqn.params["y"] != 1:
         raise _NotPiecewiseLinear
     return f
 
 
-@_rule(lax.convert_element_type_p)
+@_RULES.register(lax.convert_element_type_p)
 def _convert(eqn: JaxprEqn, f: PiecewiseLinear) -> PiecewiseLinear:
     dtype = eqn.params["new_dtype"]
     if dtype == np.bool_:

@@ -31,6 +31,7 @@ from infnet.laws.moments import (
 )
 from infnet.laws.moves import MOVES, move_rule, place
 from infnet.laws.values import (
+    RULES,
     Bits,
     Constant,
     Key,
@@ -42,7 +43,6 @@ from infnet.laws.values import (
     out_dtype,
     out_shape,
     roots_of,
-    rule,
     scalar_int,
 )
 from infnet.numpy_rules import NUMPY_RULES, float64
@@ -80,7 +80,7 @@ def _iota(eqn: JaxprEqn) -> Constant:
 # From bits to uniform floats.
 
 
-@rule(lax.random_bits_p)
+@RULES.register(lax.random_bits_p)
 def _random_bits_rule(eqn: JaxprEqn, key: Value) -> Value:
     if not isinstance(key, Key):
         raise NoLaw("its key is not a PRNG key")
@@ -93,7 +93,7 @@ def _random_bits_rule(eqn: JaxprEqn, key: Value) -> Value:
     return Bits(out_shape(eqn), Draw(place, frozenset(keys)), width)
 
 
-@rule(lax.shift_right_logical_p)
+@RULES.register(lax.shift_right_logical_p)
 def _shift_rule(eqn: JaxprEqn, bits: Value, amount: Value) -> Value:
     count = scalar_int(amount)
     if not isinstance(bits, Bits) or bits.pattern or not 0 <= count < bits.count:
@@ -101,7 +101,7 @@ def _shift_rule(eqn: JaxprEqn, bits: Value, amount: Value) -> Value:
     return replace(bits, count=bits.count - count)
 
 
-@rule(lax.or_p)
+@RULES.register(lax.or_p)
 def _or_rule(eqn: JaxprEqn, x: Value, y: Value) -> Value:
     if not (isinstance(x, Bits) or isinstance(y, Bits)):
         return elementwise_rule(eqn, [x, y])
@@ -112,7 +112,7 @@ def _or_rule(eqn: JaxprEqn, x: Value, y: Value) -> Value:
     return replace(bits, pattern=fixed)
 
 
-@rule(lax.bitcast_convert_type_p)
+@RULES.register(lax.bitcast_convert_type_p)
 def _bitcast_rule(eqn: JaxprEqn, bits: Value) -> Value:
     """Random bits in the mantissa below the exponent of 1.0: U(1, 2)."""
     dtype = eqn.params["new_dtype"]
@@ -124,7 +124,7 @@ def _bitcast_rule(eqn: JaxprEqn, bits: Value) -> Value:
     raise NoLaw("the bits are not a uniform float")
 
 
-@rule(lax.convert_element_type_p)
+@RULES.register(lax.convert_element_type_p)
 def _convert_rule(eqn: JaxprEqn, value: Value) -> Value:
     dtype = np.dtype(eqn.params["new_dtype"])
     if isinstance(value, Bits):
@@ -329,7 +329,7 @@ COMBINE: dict[Primitive, Callable[..., Value]] = {
 """`rule(eqn, *operands)` of laws made of different draws."""
 
 
-@rule(lax.scatter_add_p, lax.scatter_mul_p)
+@RULES.register(lax.scatter_add_p, lax.scatter_mul_p)
 def _scatter_arithmetic_rule(eqn: JaxprEqn, x: Value, where: Value, updates: Value) -> Value:
     """x.at[i].add(c) = x + zeros.at[i].add(c), for constants; likewise multiply."""
     if not isinstance(where, Constant) or not isinstance(updates, Constant):

@@ -26,6 +26,7 @@ from infnet.laws.moments import (
     haar_cumulants,
 )
 from infnet.laws.values import (
+    RULES,
     Bits,
     Constant,
     Factor,
@@ -36,7 +37,6 @@ from infnet.laws.values import (
     materialise,
     out_shape,
     roots_of,
-    rule,
 )
 
 # Moving elements: one operand, in numpy on compressed arrays.
@@ -71,7 +71,7 @@ MOVES: dict[Primitive, Callable[[np.ndarray, Shape, dict[str, Any]], np.ndarray]
 """`move(array, shape, params)` for an array of full rank, compressed from `shape`."""
 
 
-@rule(*MOVES)
+@RULES.register(*MOVES)
 def move_rule(eqn: JaxprEqn, value: Value) -> Value:
     """Reshape, transpose, slice, ...: of any value but keys."""
     assert isinstance(value, Constant | Bits | Pointwise | Moments | Factor)
@@ -94,7 +94,7 @@ def move_rule(eqn: JaxprEqn, value: Value) -> Value:
     return replace(value, shape=shape, draw=draw)
 
 
-@rule(lax.sharding_constraint_p)
+@RULES.register(lax.sharding_constraint_p)
 def _sharding_rule(eqn: JaxprEqn, value: Value) -> Value:
     return value
 
@@ -147,7 +147,7 @@ PLACES: dict[Primitive, Callable[[int], Sequence[int]]] = {
 """Which of n operands hold the elements; the others say where to."""
 
 
-@rule(*PLACES)
+@RULES.register(*PLACES)
 def _place_rule(eqn: JaxprEqn, *operands: Value) -> Value:
     return place(eqn, operands, PLACES[eqn.primitive](len(operands)))
 

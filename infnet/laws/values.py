@@ -24,7 +24,7 @@ import jax
 import numpy as np
 from jax import numpy as jnp
 
-from infnet._jax import JaxprEqn, Primitive
+from infnet._jax import JaxprEqn
 from infnet.laws.moments import (
     Draw,
     Moments,
@@ -35,6 +35,7 @@ from infnet.laws.moments import (
     constant_cumulants,
 )
 from infnet.numpy_rules import float64
+from infnet.registry import Rules
 
 
 @dataclass(frozen=True)
@@ -153,19 +154,5 @@ def bind(eqn: JaxprEqn, arrays: Sequence[Any]) -> list[jax.Array]:
     return list(results) if eqn.primitive.multiple_results else [results]
 
 
-# Rules for one primitive: rule(eqn, *operands) -> Value, no operand being Opaque or a Factor.
-
-RULES: dict[Primitive, Callable[..., Value]] = {}
-
-
-def rule(*primitives: Primitive) -> Callable[[Callable[..., Value]], Callable[..., Value]]:
-    """Registers `rule(eqn, *operands)`; it may raise NoLaw."""
-
-    def register(function: Callable[..., Value]) -> Callable[..., Value]:
-        for primitive in primitives:
-            if primitive in RULES:
-                raise ValueError(f"two rules for {primitive}")
-            RULES[primitive] = function
-        return function
-
-    return register
+# `rule(eqn, *operands) -> Value`, no operand being Opaque or a Factor; it may raise NoLaw.
+RULES: Rules[Callable[..., Value]] = Rules()

@@ -13,14 +13,14 @@ from infnet.plan import Ask, Moments, Step, ask
 from infnet.primitives.contraction import Geometry, contraction
 from infnet.primitives.windows import Window, conv_offsets
 from infnet.program import Atom, Contraction, Feature, KnownNode, Node, Param, ParamKey, Segment, Term
-from infnet.reader import Reader, reads
+from infnet.reader import READS, Reader
 from infnet.rules.rearrange import in_dim_order
 from infnet.trace import Equation
 
 SEPARATE = "each channel would be filtered by a weight of its own, or share one with other channels"
 
 
-@reads(lax_p.dot_general_p)
+@READS.register(lax_p.dot_general_p)
 def read_dot_general(reader: Reader, equation: Equation) -> None:
     """Dense layers: a parameter contracted with all channels, and perhaps with positions."""
     (left, right), (left_batch, right_batch) = equation.params["dimension_numbers"]
@@ -134,7 +134,7 @@ def _renumbered(dims: Sequence[tuple[Atom, ...]], geometry: Sequence[Window | No
     return [tuple(Atom(False, kept.index(a.number)) for a in dim if not a.is_channel) for dim in dims]
 
 
-@reads(lax_p.conv_general_dilated_p)
+@READS.register(lax_p.conv_general_dilated_p)
 def read_conv(reader: Reader, equation: Equation) -> None:
     """Convolutions with shared weights, in any number of dimensions."""
     params, (x, w), (out,) = equation.params, equation.inputs, equation.outputs

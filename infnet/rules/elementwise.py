@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
+
 from infnet._jax import lax_primitives as lax_p
 from infnet.errors import MONTE_CARLO
 from infnet.program import Feature, Known, Param
@@ -10,7 +12,7 @@ from infnet.rules.sums import combine, scale
 from infnet.trace import Equation
 
 ADDITIVE = {lax_p.add_p: (1.0, 1.0), lax_p.add_jaxvals_p: (1.0, 1.0), lax_p.sub_p: (1.0, -1.0)}
-UNCHANGED = frozenset({lax_p.convert_element_type_p, lax_p.copy_p, lax_p.reduce_precision_p})
+UNCHANGED = frozenset({lax_p.copy_p, lax_p.reduce_precision_p})
 
 
 def read_elementwise(reader: Reader, equation: Equation) -> None:
@@ -59,7 +61,7 @@ def _affine(reader: Reader, equation: Equation) -> tuple[float, float] | None:
         return a + sign * b, c + sign * d
     if primitive is lax_p.neg_p:
         return -forms[0][0], -forms[0][1]
-    if primitive in UNCHANGED:
+    if _unchanged(equation):
         return forms[0]
     if primitive is lax_p.mul_p and 0.0 in (forms[0][0], forms[1][0]):
         (a, c), (b, d) = forms
@@ -67,6 +69,13 @@ def _affine(reader: Reader, equation: Equation) -> tuple[float, float] | None:
     if primitive is lax_p.div_p and forms[1][0] == 0.0 and forms[1][1]:
         return forms[0][0] / forms[1][1], forms[0][1] / forms[1][1]
     return None
+
+
+def _unchanged(equation: Equation) -> bool:
+    """Whether the operation returns its argument, up to rounding; a conversion to integers does not."""
+    if equation.primitive is lax_p.convert_element_type_p:
+        return jnp.issubdtype(equation.params["new_dtype"], jnp.floating)
+    return equation.primitive in UNCHANGED
 
 
 def _form(reader: Reader, var: int) -> tuple[float, float] | None:
@@ -94,7 +103,7 @@ def _read_param(reader: Reader, equation: Equation) -> None:
     same_shape = reader.shape(out) == reader.shape(equation.inputs[positions[0]])
     if len(positions) == 1 and same_shape:
         power = {lax_p.mul_p: 1, lax_p.div_p: -1 if positions == [0] else 0}.get(primitive, 0)
-        if primitive in UNCHANGED or primitive is lax_p.neg_p:
+        if _unchanged(equation) or primitive is lax_p.neg_p:
             sign = -1.0 if primitive is lax_p.neg_p else 1.0
             reader.values[out] = Param(param.key, param.factors, sign * param.scale)
             return

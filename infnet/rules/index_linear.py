@@ -10,7 +10,7 @@ from infnet.errors import MONTE_CARLO
 from infnet.index_maps import IndexMap, Pool, Select, Total
 from infnet.primitives.windows import Window
 from infnet.program import Atom, Feature, Known, Param, Segment
-from infnet.reader import Reader, reads
+from infnet.reader import READS, Reader
 from infnet.rules.rearrange import in_dim_order, index_linear, split_index_axes, with_unit_axes
 from infnet.rules.sums import combine, concatenate_channels, merge_segments
 from infnet.trace import Equation
@@ -18,7 +18,7 @@ from infnet.trace import Equation
 Range = tuple[int, int, int]  # step, first, count
 
 
-@reads(lax_p.slice_p)
+@READS.register(lax_p.slice_p)
 def read_slice(reader: Reader, equation: Equation) -> None:
     """Slices of positions, of channels, or of a parameter."""
     start, stop = equation.params["start_indices"], equation.params["limit_indices"]
@@ -27,7 +27,7 @@ def read_slice(reader: Reader, equation: Equation) -> None:
     _select(reader, equation, equation.outputs[0], ranges)
 
 
-@reads(split_p)
+@READS.register(split_p)
 def read_split(reader: Reader, equation: Equation) -> None:
     """Consecutive slices along one axis."""
     axis, start = equation.params["axis"], 0
@@ -38,7 +38,7 @@ def read_split(reader: Reader, equation: Equation) -> None:
         start += int(size)
 
 
-@reads(lax_p.rev_p)
+@READS.register(lax_p.rev_p)
 def read_rev(reader: Reader, equation: Equation) -> None:
     """Flips."""
     flipped = equation.params["dimensions"]
@@ -47,7 +47,7 @@ def read_rev(reader: Reader, equation: Equation) -> None:
     _select(reader, equation, equation.outputs[0], ranges)
 
 
-@reads(lax_p.pad_p)
+@READS.register(lax_p.pad_p)
 def read_pad(reader: Reader, equation: Equation) -> None:
     """Padding with zeros (or, with negative amounts, cropping)."""
     if reader.constant(equation.inputs[1]) != 0.0:
@@ -121,7 +121,7 @@ def _slice_param(reader: Reader, equation: Equation, out: int, touched: Sequence
     reader.values[out] = Param(key, tuple(factors), param.scale)
 
 
-@reads(lax_p.reduce_sum_p)
+@READS.register(lax_p.reduce_sum_p)
 def read_sum(reader: Reader, equation: Equation) -> None:
     """Sums over positions."""
     var, (out,) = equation.inputs[0], equation.outputs
@@ -146,7 +146,7 @@ def read_sum(reader: Reader, equation: Equation) -> None:
     reader.values[out] = Feature(dims, feature.channels, segments, out)
 
 
-@reads(lax_p.reduce_window_sum_p)
+@READS.register(lax_p.reduce_window_sum_p)
 def read_pool(reader: Reader, equation: Equation) -> None:
     """Average and sum pooling."""
     var, (out,), params = equation.inputs[0], equation.outputs, equation.params
@@ -173,7 +173,7 @@ def read_pool(reader: Reader, equation: Equation) -> None:
     reader.values[out] = Feature(feature.dims, feature.channels, segments, out)
 
 
-@reads(lax_p.concatenate_p)
+@READS.register(lax_p.concatenate_p)
 def read_concatenate(reader: Reader, equation: Equation) -> None:
     """Concatenation of channels (segments side by side) or of positions (a sum of padded parts)."""
     axis = equation.params["dimension"]
@@ -190,7 +190,7 @@ def read_concatenate(reader: Reader, equation: Equation) -> None:
     _concatenate_positions(reader, equation, parts, axis)
 
 
-@reads(stack_p)
+@READS.register(stack_p)
 def read_stack(reader: Reader, equation: Equation) -> None:
     """Arrays side by side along a new axis of positions."""
     axis = equation.params["axis"]

@@ -11,11 +11,11 @@ from infnet.atoms import regroup
 from infnet.errors import Where
 from infnet.index_maps import Rearrange
 from infnet.program import Atom, Feature, IndexLinear, Node, Param, Segment, Term
-from infnet.reader import Reader, reads
+from infnet.reader import READS, Reader
 from infnet.trace import Equation
 
 
-@reads(lax_p.transpose_p, lax_p.squeeze_p)
+@READS.register(lax_p.transpose_p, lax_p.squeeze_p)
 def read_axes(reader: Reader, equation: Equation) -> None:
     """Reorder axes, or drop axes of size 1."""
     value = reader.values[equation.inputs[0]]
@@ -35,7 +35,7 @@ def _redimensioned(feature: Feature, dims: tuple[tuple[Atom, ...], ...]) -> Feat
     return Feature(dims, feature.channels, feature.segments, feature.base, feature.affine)
 
 
-@reads(lax_p.reshape_p)
+@READS.register(lax_p.reshape_p)
 def read_reshape(reader: Reader, equation: Equation) -> None:
     """Regroup atoms; split those that an axis boundary cuts through."""
     (var,), (out,) = equation.inputs, equation.outputs
@@ -96,7 +96,7 @@ def _root(name: Any) -> Atom:
     return name
 
 
-@reads(lax_p.broadcast_in_dim_p)
+@READS.register(lax_p.broadcast_in_dim_p)
 def read_broadcast(reader: Reader, equation: Equation) -> None:
     """Insert axes of size 1, or repeat a feature along new index axes."""
     (var,), (out,) = equation.inputs, equation.outputs

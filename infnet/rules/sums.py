@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Sequence
 
+from infnet._jax import lax_primitives as lax_p
 from infnet.atoms import common_factors
 from infnet.errors import MONTE_CARLO
 from infnet.program import (
@@ -32,10 +33,10 @@ def scale(reader: Reader, equation: Equation) -> None:
     """A feature times (or divided by) an array of known values."""
     feature = next(v for v in equation.inputs if isinstance(reader.values[v], Feature))
     known = next(v for v in equation.inputs if v != feature)
-    power = 1 if equation.primitive.name == "mul" else -1
+    power = 1 if equation.primitive is lax_p.mul_p else -1
     (out,) = equation.outputs
     template = _template(reader, equation, [feature])
-    axes, segments = _aligned(reader, feature, template)
+    axes, segments = _aligned(reader, equation, feature, template)
     pieces = []
     for piece, position in zip(segments, _starts(segments), strict=True):
         coefficient = _field(reader, known, template, (position, position + piece.width), power)
@@ -56,7 +57,7 @@ def combine(reader: Reader, equation: Equation, operands: Sequence[tuple[float, 
     (out,) = equation.outputs
     features = [v for _, v in operands if isinstance(reader.values[v], Feature)]
     template = _template(reader, equation, features)
-    aligned = {v: _aligned(reader, v, template) for v in features}
+    aligned = {v: _aligned(reader, equation, v, template) for v in features}
     pieces = []
     for start, stop in _cuts([segments for _, segments in aligned.values()]):
         terms = []
@@ -93,7 +94,7 @@ def concatenate_channels(reader: Reader, equation: Equation, axis: int) -> None:
         width = reader.shape(var)[axis]
         own[axis] = ((True, width),) if width > 1 else ()
         if var in features:
-            axes, segments = _aligned(reader, var, tuple(own))
+            axes, segments = _aligned(reader, equation, var, tuple(own))
             for s in segments:
                 node = reader.sum([Term(1.0, s.node, 0, axes)], _index_sizes(template), equation.where)
                 pieces.append(Segment(node, s.start, s.width))
@@ -136,9 +137,19 @@ def _refine(reader: Reader, equation: Equation, one: list, two: list) -> list:
     )
 
 
-def _aligned(reader: Reader, var: int, template: Template) -> tuple[tuple[int, ...], tuple[Segment, ...]]:
+def _aligned(
+    reader: Reader, equation: Equation, var: int, template: Template
+) -> tuple[tuple[int, ...], tuple[Segment, ...]]:
     """The segments of a feature with index axes as in the template, and which of its axes they are."""
     feature = in_dim_order(reader, reader.settled(var), var)
+    width = math.prod(n for factors in template for is_channel, n in factors if is_channel)
+    if sum(s.width for s in feature.segments) != width:
+        reader.refuse(
+            equation,
+            f"a feature with one channel is spread over the {width} channels of another",
+            "all channels would share it, so they would not be independent at infinite width",
+            f"give both features the same number of channels; or {MONTE_CARLO}",
+        )
     present = [d for d in range(len(template)) if any(feature.size(a) > 1 for a in feature.dims[d])]
     wanted = [n for d in present for is_channel, n in template[d] if not is_channel]
     feature = split_index_axes(reader, feature, tuple(wanted), var)
