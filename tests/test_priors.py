@@ -461,7 +461,7 @@ def test_errors_of_init_pass():
 PRIORS = {
     "params": {
         "Dense_0": {"kernel": Prior(0.0, 1.0), "bias": Prior(0.0, 0.0)},
-        "Dense_1": {"kernel": Unreadable("no"), "bias": Prior(0.0, 0.0)},
+        "Dense_1": {"kernel": Unreadable("no", (), "float32"), "bias": Prior(0.0, 0.0)},
     },
     "batch_stats": {"mean": Prior(0.0, 0.0)},
 }

@@ -94,7 +94,7 @@ def flat(kernel, sizes):
 
 
 def full_kernel(model):
-    return infnet_flax.kernel_fn(model, X1)(X1, X2)
+    return infnet_flax.kernel_fn(model, X1)(X1, X2, ("nngp", "ntk"))
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +161,7 @@ class Channels(nn.Module):
 
 
 def kernels(operation):
-    kernel = infnet_flax.kernel_fn(Channels(operation), X1)(X1, X2)
+    kernel = infnet_flax.kernel_fn(Channels(operation), X1)(X1, X2, ("nngp", "ntk"))
     return np.asarray(kernel.nngp), np.asarray(kernel.ntk)
 
 
