@@ -120,7 +120,7 @@ def main() -> None:
                 flush=True,
             )
         checks = [r["check"] for r in found.values()]
-        if max(checks) - min(checks) > 1e-4 * max(checks):
+        if max(checks) - min(checks) > 1e-4 * max(map(abs, checks)):
             raise SystemExit(f"{name}: the libraries disagree: {checks}")
 
 

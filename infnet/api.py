@@ -60,7 +60,7 @@ def kernel_fn(
             closed forms, so there is no tolerance to choose.
 
     Returns:
-        The kernel function. It is traced for the dtypes of its arguments when it is first called.
+        The kernel function. It is traced now, and again for arguments of other dtypes.
 
     Raises:
         UnsupportedError: the model has no closed-form limit, or infnet has no rule for an operation of it.
@@ -110,7 +110,8 @@ class KernelFn:
         self._weights = Weights([p.mean for p in self._priors], [p.std for p in self._priors], rates)
         self._programs: dict[Any, Program] = {}
         self._compiled: dict[Any, Any] = {}
-        self._program(jax.tree.map(lambda x: x.dtype, self._example))
+        # What has no closed form is refused now, rather than at the first call.
+        self._plan(self._program(jax.tree.map(lambda x: x.dtype, self._example)), ("nngp",), (1, 2))
 
     # Calling
 

@@ -12,7 +12,7 @@ import dataclasses
 import difflib
 import fnmatch
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -41,8 +41,8 @@ class Prior:
     mean: float | np.ndarray
     std: float | np.ndarray
     kurtosis: float | np.ndarray = 0.0
-    shape: tuple[int, ...] | None = None
-    dtype: Any = None
+    shape: tuple[int, ...] | None = field(default=None, compare=False)
+    dtype: Any = field(default=None, compare=False)
 
 
 jax.tree_util.register_dataclass(Prior, ["mean", "std", "kurtosis"], ["shape", "dtype"])

@@ -20,13 +20,17 @@ from infnet.plan import Ask, Plan
 PyTree = Any
 # Entries of the largest block of a tile: with two moments in float32, 2 MiB. See benchmarks/tiles.py.
 TILE_ENTRIES = 2**18
+# XLA makes one loop of all layers of a dense network. Inside a loop over tiles, that loop is fast to 25 layers (100
+# steps), and a thousand times slower at 50; without tiles it is fast at any depth.
+DEEP_STEPS = 100
 
 
 def tile_sizes(plan: Plan, n1: int, n2: int, symmetric: bool) -> tuple[int, int]:
     """The numbers of examples (rows, columns) of a tile."""
     blocks = [s.request.layout.shape for s in plan.steps if isinstance(s.request, Ask) and s.request.side == (1, 2)]
-    pairs = max(1, TILE_ENTRIES // max((math.prod(shape) for shape in blocks), default=1))
-    if n1 * n2 <= pairs:
+    largest = max((math.prod(shape) for shape in blocks), default=1)
+    pairs = max(1, TILE_ENTRIES // largest)
+    if n1 * n2 <= pairs or (largest == 1 and len(blocks) > DEEP_STEPS):
         return n1, n2
     side = max(1, math.isqrt(pairs))
     if symmetric:

@@ -158,7 +158,7 @@ def test_a_hundred_layers():
         @nn.compact
         def __call__(self, x):
             for _ in range(100):
-                x = nn.relu(nn.Dense(16, kernel_init=nn.initializers.he_normal())(x))
+                x = nn.relu(nn.Dense(16, use_bias=False, kernel_init=nn.initializers.he_normal())(x))
             return nn.Dense(1)(x)
 
     x = jnp.asarray(np.random.RandomState(0).randn(2, 5), jnp.float32)

@@ -471,7 +471,7 @@ def test_override_by_path():
     new = Prior(1.0, 2.0, 3.0)
     for pattern in ("Dense_1/kernel", "params/Dense_1/kernel", "*_1/ker*"):
         priors = override_priors(PRIORS, {pattern: new})
-        assert priors["params"]["Dense_1"]["kernel"] is new
+        assert priors["params"]["Dense_1"]["kernel"] == new
         assert priors["params"]["Dense_0"] == PRIORS["params"]["Dense_0"]
         check_readable(priors)
 
