@@ -98,10 +98,10 @@ def test_half_precision_inputs_give_a_float32_kernel():
 
 @pytest.mark.parametrize("derivative_at_zero", [0.0, 0.5], ids=["nn.relu", "jnp.maximum"])
 def test_exactly_zero_patches_use_the_derivative_at_zero(derivative_at_zero):
-    """design: at zero variance E[phi'(0) phi'(0)] = phi'(0)^2, and nn.relu and jnp.maximum differ there.
+    """At zero variance E[phi'(u) phi'(v)] = phi'(0) E phi'(v), and nn.relu and jnp.maximum differ there.
 
-    The oracle is autodiff of the finite model; only the second layer's weights reach a zero patch's NTK here:
-    zero-initialised biases of the first layer do, through phi'(0).
+    The oracle is autodiff of the finite model, with respect to the zero-initialised biases of the first layer: most of
+    their NTK comes from patches that are exactly zero.
     """
     relu = nn.relu if derivative_at_zero == 0.0 else (lambda x: jnp.maximum(x, 0.0))
     width = 4096
@@ -116,18 +116,23 @@ def test_exactly_zero_patches_use_the_derivative_at_zero(derivative_at_zero):
     image = np.zeros((2, 8, 8, 1), np.float32)
     image[:, :3, :3] = np.random.RandomState(0).randn(2, 3, 3, 1)  # most 3x3 patches are exactly zero
     model = Model()
-    analytic = infnet_flax.kernel_fn(model, image)(image, get="ntk")
+    biases = infnet_flax.kernel_fn(model, image, trainable=lambda path: path.endswith("Conv_0/bias"))
+    analytic = biases(image, get="ntk")
+
+    def output(bias, params):
+        layers = params["params"] | {"Conv_0": params["params"]["Conv_0"] | {"bias": bias}}
+        return model.apply({"params": layers}, image)[:, 0]
 
     def ntk(key):
         params = model.init(key, image)
-        jacobian = jax.jacobian(lambda p: model.apply(p, image)[:, 0])(params)
-        leaves = [leaf.reshape(2, -1) for leaf in jax.tree.leaves(jacobian)]
-        return sum(leaf @ leaf.T for leaf in leaves)
+        jacobian = jax.jacobian(output)(params["params"]["Conv_0"]["bias"], params)
+        return jacobian @ jacobian.T
 
     samples = jnp.stack([ntk(jax.random.key(i)) for i in range(8)])
     error = samples.std(0, ddof=1) / np.sqrt(8)
+    # The two activations differ by a factor of 15 here.
     assert (error < 0.02 * samples.mean(0)).all()
-    assert (abs(samples.mean(0) - analytic) < 4 * error + 0.005 * analytic).all()
+    assert (abs(samples.mean(0) - analytic) < 4 * error).all()
 
 
 def test_tiles_change_nothing(monkeypatch):
