@@ -235,6 +235,7 @@ def _pointwise_rule(eqn: JaxprEqn, operands: Sequence[Value], laws: Sequence[Poi
         normal = _normal_of_uniform(eqn, laws[0]) if eqn.primitive is lax.erf_inv_p else None
         if normal is not None:
             return normal
+    # What is not a Constant here is a Pointwise law: the caller has sorted out the rest.
     inner = tuple(v.value if isinstance(v, Constant) else v.expression for v in operands)  # type: ignore[union-attr]
     function = functools.partial(NUMPY_RULES[eqn.primitive], **eqn.params)
     return Pointwise(shape, draw, cut, Expression(function, inner))
@@ -278,6 +279,7 @@ def _ineffective_clip(eqn: JaxprEqn, operands: Sequence[Value]) -> bool:
         return False
     low, high = law.support
     slack = 1e-6 * np.sqrt(law.cumulants.orders[1])
+    # The bounds are Constants: the caller found one law among the operands.
     below = eqn.primitive is lax.min_p or bool(np.all(lower.value <= low + slack))  # type: ignore[union-attr]
     above = eqn.primitive is lax.max_p or bool(np.all(upper.value >= high - slack))  # type: ignore[union-attr]
     return below and above
@@ -311,6 +313,7 @@ def _choice(eqn: JaxprEqn, which: Value, *cases: Value) -> Value:
     dtype = aval(eqn.invars[0]).dtype
     if not isinstance(which, Pointwise) or len(cases) != 2 or dtype != np.dtype(bool):
         raise NoLaw("it is not a choice between two laws by an independent draw")
+    # The cases are Constants or laws with cumulants: the caller has sorted out the rest.
     no, yes = (
         constant_cumulants(v.value) if isinstance(v, Constant) else v.cumulants  # type: ignore[union-attr]
         for v in cases

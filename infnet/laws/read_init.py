@@ -181,8 +181,9 @@ def _stack(eqn: JaxprEqn, rows: Sequence[Value]) -> Value:
     for row in rows:
         if isinstance(row, Opaque):
             return row
-    if rows and all(isinstance(row, Key) for row in rows):
-        return Key(jnp.stack([row.value for row in rows]))  # type: ignore[union-attr]
+    keys = [row.value for row in rows if isinstance(row, Key)]
+    if keys and len(keys) == len(rows):
+        return Key(jnp.stack(keys))
     try:
         laws = [as_moments(row) for row in rows]
         if len(roots_of(laws)) < sum(len(law.roots) for law in laws):
