@@ -5,17 +5,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from infnet.activations import Activation
+from infnet.errors import UnsupportedError
 from infnet.independence import Trace
 from infnet.layout import restrict
 from infnet.plan import Ask, AskMean, Moments, Plan, Request, Step
-from infnet.program import Field, KnownNode, Param, Sum
+from infnet.program import Elementwise, Field, KnownNode, Param, Sum
 from infnet.reader import needed_equations
 
 
@@ -37,19 +39,35 @@ jax.tree_util.register_dataclass(Weights, ["mean", "std", "learning_rate"], [])
 
 
 class Context:
-    """What the steps of a plan read: the known variables of each example, and the laws of the parameters."""
+    """What the steps of a plan read: the known variables of each example, and the laws of the parameters.
+
+    `activations` stand in for those of some nodes: series whose number of terms was chosen.
+    """
 
     def __init__(
-        self, weights: Weights, ntk_units: bool, dtype: Any, known: Mapping[int, Mapping[int, jax.Array]] | None = None
+        self, weights: Weights, ntk_units: bool, dtype: Any, activations: Mapping[int, Activation] | None = None
     ):
-        self.known = known or {}
         self.weights = weights
         self.ntk_units = ntk_units
         self.dtype = dtype
+        self.activations = activations or {}
+        self.known: Mapping[int, Mapping[int, jax.Array]] = {}
+        self.errors: list[jax.Array] = []
 
     def with_known(self, known: Mapping[int, Mapping[int, jax.Array]]) -> Context:
-        """The same, for examples with these known variables, by side."""
-        return Context(self.weights, self.ntk_units, self.dtype, known)
+        """The same, for examples with these known variables, by side; no errors reported yet."""
+        context = Context(self.weights, self.ntk_units, self.dtype, self.activations)
+        context.known = known
+        return context
+
+    def activation(self, node: Elementwise) -> Activation:
+        """The activation of a node, a series with as many terms as these examples need."""
+        assert not isinstance(node.activation, UnsupportedError)
+        return self.activations.get(node.index, node.activation)
+
+    def report(self, bound: jax.Array) -> None:
+        """Note a bound on the relative error of a moment."""
+        self.errors.append(bound.max(initial=0))
 
     def read(self, field: Field, side: int) -> jax.Array:
         """A Known variable as an array `[*sizes, channels]`, with size 1 where it does not vary."""
@@ -117,32 +135,55 @@ def example_values(plan: Plan, trace: Trace, context: Context, side: int, inputs
         inputs: leaves of the example, without the batch axis.
     """
     known = known_values(trace, sorted(var for var, k in _fields(plan) if k == side), inputs)
-    values = Values(known, {})
+    values = Values(known, {}, [])
     for step in plan.steps:
         if _sides(step.request) == {side}:
-            values.results[step.request.key] = _run(step, plan, context, {side: values})
-    return Values(known, {key: values.results[key] for key in _kept(plan, side)})
+            _run(step, plan, context, {side: values}, values)
+    return Values(known, {key: values.results[key] for key in _kept(plan, side)}, values.errors)
 
 
-def pair_moments(plan: Plan, context: Context, values: Mapping[int, Values]) -> list[Moments]:
-    """The moments that the plan's outputs ask for, for one pair of examples (or one example with itself)."""
-    pair = Values({}, {})
+def pair_moments(plan: Plan, context: Context, values: Mapping[int, Values]) -> tuple[list[Moments], jax.Array | None]:
+    """The moments that the plan's outputs ask for, of one pair of examples (or one example with itself).
+
+    Returns:
+        the moments, and the largest bound on the relative error if any step reported one.
+    """
+    pair = Values({}, {}, [])
+    found = {**values, 0: pair}
     for step in plan.steps:
         if len(_sides(step.request)) == 2:
-            pair.results[step.request.key] = _run(step, plan, context, {**values, 0: pair})
-    found = {**values, 0: pair}
-    return [_get(ask, plan, found) or Moments(None) for ask in plan.outputs]
+            _run(step, plan, context, found, pair)
+    errors = [e for v in found.values() for e in v.errors]
+    worst = jnp.stack(errors).max() if errors else None
+    return [_get(ask, plan, found) or Moments(None) for ask in plan.outputs], worst
+
+
+def steps_one_by_one(
+    plan: Plan, trace: Trace, context: Context, inputs: Mapping[int, Sequence[Any]]
+) -> Iterator[tuple[Step, Any]]:
+    """Each step of a plan with its result, for one pair of examples; to find out where something goes wrong."""
+    fields = _fields(plan)
+    values = {
+        side: Values(known_values(trace, sorted(var for var, k in fields if k == side), x), {}, [])
+        for side, x in inputs.items()
+    }
+    values[0] = Values({}, {}, [])
+    for step in plan.steps:
+        home = _home(step.request)
+        _run(step, plan, context, values, values[home])
+        yield step, values[home].results[step.request.key]
 
 
 @dataclass(frozen=True)
 class Values:
-    """Known variables and results of steps, of one example or of a pair."""
+    """Known variables, results of steps and the error bounds these reported, of one example or of a pair."""
 
     known: dict[int, Any]
     results: dict[Any, Any]
+    errors: list[jax.Array]
 
 
-jax.tree_util.register_dataclass(Values, ["known", "results"], [])
+jax.tree_util.register_dataclass(Values, ["known", "results", "errors"], [])
 
 
 def _sides(request: Request) -> set[int]:
@@ -161,9 +202,10 @@ def _kept(plan: Plan, side: int) -> list[Any]:
     return list(dict.fromkeys(n.key for n in needs if _home(n) == side))
 
 
-def _run(step: Step, plan: Plan, context: Context, values: Mapping[int, Values]) -> Any:
+def _run(step: Step, plan: Plan, context: Context, values: Mapping[int, Values], home: Values) -> None:
     context = context.with_known({side: v.known for side, v in values.items()})
-    return step.evaluate(context, [_get(need, plan, values) for need in step.needs])
+    home.results[step.request.key] = step.evaluate(context, [_get(need, plan, values) for need in step.needs])
+    home.errors.extend(context.errors)
 
 
 def _get(request: Request | None, plan: Plan, values: Mapping[int, Values]) -> Any:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import jax.numpy as jnp
 import numpy as np
 
-from infnet.plan import Ask, Plan
+from infnet.computation import Computation
+from infnet.plan import Ask
 from infnet.priors import Prior
-from infnet.program import Contraction, KnownNode, Program
+from infnet.program import Contraction, KnownNode
 
 NARROW = 16
 
@@ -45,17 +47,18 @@ class Explanation:
         return "\n".join([lines[0], rule, *lines[1:], *self.remarks])
 
 
-def explain(
-    program: Program, plan: Plan, paths: Sequence[str], priors: Sequence[Prior], parameterization: str
-) -> Explanation:
+def explain(computation: Computation, paths: Sequence[str], priors: Sequence[Prior], precision: str) -> Explanation:
     """One row per step between two different examples."""
+    plan = computation.plan(("ntk",), (1, 2))
     rows, widths, kurtosis = [], [], []
     for step in plan.steps:
         request = step.request
         if not isinstance(request, Ask) or request.side != (1, 2):
             continue
         gaussian = request.u.gaussian and request.v.gaussian
-        rows.append(Row(step.where.module, step.where.line, step.rule, str(request.layout), gaussian, step.exact))
+        settled = computation.activations.get(request.u.index)
+        exact = step.exact if settled is None else settled.exact
+        rows.append(Row(step.where.module, step.where.line, step.rule, str(request.layout), gaussian, exact))
         node = request.u
         if not isinstance(node, Contraction):
             continue
@@ -64,7 +67,9 @@ def explain(
             widths.append((node.channels, node.where.module))
         elif np.any(np.asarray(priors[leaf].kurtosis)):
             kurtosis.append((paths[leaf], float(np.max(np.abs(priors[leaf].kurtosis)))))
-    remarks = [f"{parameterization} parameterization; NNGP and NTK per output channel"]
+    parameterization = "ntk" if computation.ntk_units else "as_model"
+    dtype = "float64" if precision == "highest" else jnp.dtype(computation.dtype).name
+    remarks = [f"{parameterization} parameterization; NNGP and NTK per output channel, computed in {dtype}"]
     if widths:
         width, module = min(widths)
         remarks.append(f"channels sent to infinity; the smallest width is {width} ({module})")

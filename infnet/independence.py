@@ -18,6 +18,7 @@ import numpy as np
 
 from infnet._jax import lax_primitives as lax_p
 from infnet._jax import optimization_barrier_p, split_p, stack_p
+from infnet.custom import custom_kernel_p
 from infnet.errors import MONTE_CARLO, BatchAxisError, Where
 from infnet.registry import Rules
 from infnet.trace import Equation, Flat, is_elementwise
@@ -178,7 +179,7 @@ def _refuse_shape(flat: Flat, number: int, what: str) -> NoReturn:
     )
 
 
-@RULES.register(optimization_barrier_p)
+@RULES.register(optimization_barrier_p, custom_kernel_p)
 def _same_axis(trace: Trace, equation: Equation, axes: list[int | None]) -> int | None:
     found = {axis for axis in axes if axis is not None}
     return found.pop() if len(found) == 1 else None

@@ -19,6 +19,8 @@ class Kernel:
         ntk: neural tangent kernel, of the same shape.
         cov1: nngp of each example of x1 with itself, `(n1, *positions)`.
         cov2: likewise for x2, `(n2, *positions)`.
+        error: the largest bound on the relative error of a kernel of one layer, among those that are computed as
+            series; 0 where all are closed forms. Later layers may enlarge or shrink it.
         width: number of output channels; all kernels are per channel.
         parameterization: "as_model" or "ntk".
     """
@@ -27,6 +29,7 @@ class Kernel:
     ntk: jax.Array
     cov1: jax.Array
     cov2: jax.Array
+    error: jax.Array
     width: int
     parameterization: str
 
@@ -38,7 +41,7 @@ class Kernel:
         return "\n".join(lines)
 
 
-jax.tree_util.register_dataclass(Kernel, ["nngp", "ntk", "cov1", "cov2"], ["width", "parameterization"])
+jax.tree_util.register_dataclass(Kernel, ["nngp", "ntk", "cov1", "cov2", "error"], ["width", "parameterization"])
 
 
 def _axes(shape: tuple[int, ...], name: str) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from infnet.activations import Activation
+from infnet.custom import custom_kernel
 from infnet.errors import UnsupportedError, Where
 from infnet.independence import Trace
 from infnet.layout import Layout
@@ -142,6 +143,16 @@ class Elementwise(Node):
 
     operand: Node = field(kw_only=True)
     activation: Activation | UnsupportedError = field(kw_only=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Custom(Node):
+    """An operation with a kernel rule of its own: of single channels of `operand`, or of all if it has params."""
+
+    operand: Node = field(kw_only=True)
+    operation: custom_kernel = field(kw_only=True)
+    params: tuple[Param, ...] = field(kw_only=True)
+    channels: int = field(kw_only=True)
 
 
 class Term(NamedTuple):

@@ -25,18 +25,26 @@ TILE_ENTRIES = 2**18
 DEEP_STEPS = 100
 
 
-def tile_sizes(plan: Plan, n1: int, n2: int, symmetric: bool) -> tuple[int, int]:
-    """The numbers of examples (rows, columns) of a tile."""
+def tile_sizes(plan: Plan, n1: int, n2: int, symmetric: bool, devices: int = 1) -> tuple[int, int]:
+    """The numbers of examples (rows, columns) of a tile; its rows are shared between `devices`."""
     blocks = [s.request.layout.shape for s in plan.steps if isinstance(s.request, Ask) and s.request.side == (1, 2)]
     largest = max((math.prod(shape) for shape in blocks), default=1)
-    pairs = max(1, TILE_ENTRIES // largest)
-    if n1 * n2 <= pairs or (largest == 1 and len(blocks) > DEEP_STEPS):
+    pairs = max(1, TILE_ENTRIES // largest)  # of each device
+    shares = math.gcd(n1, devices)
+    if n1 * n2 <= pairs * shares or (largest == 1 and len(blocks) > DEEP_STEPS):
         return n1, n2
     side = max(1, math.isqrt(pairs))
     if symmetric:
         return _even(n1, side), _even(n1, side)
     columns = _even(n2, min(n2, pairs))
-    return _even(n1, max(1, pairs // columns)), columns
+    return _rows(n1, shares * max(1, pairs // columns), shares), columns
+
+
+def _rows(n: int, most: int, shares: int) -> int:
+    """As `_even`; but if it can be, and at most twice as small, so that every share has equally many rows of a tile."""
+    parts = -(-n // most)
+    fitting = [p for p in range(parts, 2 * parts + 1) if n % (p * shares) == 0]
+    return n // fitting[0] if fitting else _even(n, most)
 
 
 def _even(n: int, most: int) -> int:
@@ -47,6 +55,9 @@ def _even(n: int, most: int) -> int:
 def matrix(block: Callable[[PyTree, PyTree], PyTree], x1: PyTree, x2: PyTree, tile: tuple[int, int]) -> PyTree:
     """`block(rows, columns) -> (n1, n2, ...)` computed in tiles.
 
+    With p tiles one below the other, each has every p-th row. So if x1 is spread over devices, all of them work on
+    every tile, and none needs the rows of another.
+
     Args:
         block: computes all pairs of a set of rows and a set of columns.
         x1, x2: pytrees with leading axes n1 and n2.
@@ -56,13 +67,14 @@ def matrix(block: Callable[[PyTree, PyTree], PyTree], x1: PyTree, x2: PyTree, ti
     if (rows, columns) == (n1, n2):
         return block(x1, x2)
     p, q = -(-n1 // rows), -(-n2 // columns)
-    parts1, parts2 = _cut(x1, p, rows), _cut(x2, q, columns)
+    parts1 = jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), _cut(x1, rows, p))
+    parts2 = _cut(x2, q, columns)
 
     def strip(part: PyTree) -> PyTree:
         return jax.lax.map(lambda other: block(part, other), parts2)
 
     tiles = jax.lax.map(strip, parts1)
-    return jax.tree.map(lambda t: _assemble(t, n1, n2), tiles)
+    return jax.tree.map(lambda t: _joined(jnp.transpose(t, (2, 0, 1, *range(3, t.ndim))), n1, n2), tiles)
 
 
 def symmetric_matrix(block: Callable[[PyTree, PyTree], PyTree], x: PyTree, tile: int) -> PyTree:
@@ -89,7 +101,7 @@ def symmetric_matrix(block: Callable[[PyTree, PyTree], PyTree], x: PyTree, tile:
 
     def mirror(t: jax.Array) -> jax.Array:
         both = jnp.where(below.reshape((p, p, *(1,) * (t.ndim - 1))), _transposed(t)[number], t[number])
-        return _assemble(both, n, n)
+        return _joined(jnp.swapaxes(both, 1, 2), n, n)
 
     return jax.tree.map(mirror, tiles)
 
@@ -106,12 +118,16 @@ def _length(x: PyTree) -> int:
 
 def _cut(x: PyTree, parts: int, size: int) -> PyTree:
     """Leading axis n as (parts, size); the last part is filled up with copies of the last example."""
-    index = np.minimum(np.arange(parts * size), _length(x) - 1)
-    return jax.tree.map(lambda a: a[index].reshape((parts, size, *a.shape[1:])), x)
+
+    def cut(a: jax.Array) -> jax.Array:
+        missing = parts * size - len(a)
+        whole = jnp.concatenate([a, jnp.broadcast_to(a[-1:], (missing, *a.shape[1:]))]) if missing else a
+        return whole.reshape((parts, size, *a.shape[1:]))
+
+    return jax.tree.map(cut, x)
 
 
-def _assemble(tiles: jax.Array, n1: int, n2: int) -> jax.Array:
-    """Tiles `(p, q, rows, columns, ...)` as one array `(n1, n2, ...)`."""
-    p, q, rows, columns, *rest = tiles.shape
-    joined = jnp.swapaxes(tiles, 1, 2).reshape((p * rows, q * columns, *rest))
-    return joined[:n1, :n2]
+def _joined(tiles: jax.Array, n1: int, n2: int) -> jax.Array:
+    """Tiles on axes (p, rows, q, columns, ...), or (rows, p, q, columns, ...), as one array `(n1, n2, ...)`."""
+    a, b, c, d, *rest = tiles.shape
+    return tiles.reshape((a * b, c * d, *rest))[:n1, :n2]

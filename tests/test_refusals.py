@@ -87,17 +87,17 @@ class Gated(nn.Module):
         return nn.Dense(2)(nn.Dense(8)(x) * nn.Dense(8)(x))  # here
 
 
-class Tanh(nn.Module):
+class KinkedTanh(nn.Module):
     @nn.compact
     def __call__(self, x):
-        return nn.Dense(2)(nn.tanh(nn.Dense(8)(x)))  # here
+        return nn.Dense(2)(jnp.abs(nn.tanh(nn.Dense(8)(x))))  # here
 
 
-class BiasWithMean(nn.Module):
+class HalfSine(nn.Module):
     @nn.compact
     def __call__(self, x):
-        x = nn.Dense(8, bias_init=nn.initializers.ones)(x)
-        return nn.Dense(2)(nn.relu(x))  # here
+        x = nn.Dense(8)(x)
+        return nn.Dense(2)(jnp.where(x > 0, jnp.sin(x), x))  # here
 
 
 class WeightWithMean(nn.Module):
@@ -140,7 +140,7 @@ class ScaledByParameter(nn.Module):
 
 REFUSED = [
     (SharedGate, VECTOR, UnsupportedError, "add", "same number of channels"),
-    (Rounded, VECTOR, UnsupportedError, "convert_element_type", "supported are"),
+    (Rounded, VECTOR, UnsupportedError, "convert_element_type", "closed form"),
     (BatchSizeInside, VECTOR, BatchAxisError, "div", "batch size"),
     (ScaledByParameter, VECTOR, UnsupportedError, "mul", "use_scale=False"),
     (MaxPool, IMAGE, UnsupportedError, "reduce_window_max", "avg_pool"),
@@ -153,8 +153,8 @@ REFUSED = [
     (TransposedReuse, VECTOR, UnsupportedError, "dot_general", "a parameter of its own"),
     (LayerNormalised, VECTOR, UnsupportedError, "reduce_sum", "sampling finite networks"),
     (Gated, VECTOR, UnsupportedError, "mul", "sampling finite networks"),
-    (Tanh, VECTOR, UnsupportedError, "tanh", "supported are"),
-    (BiasWithMean, VECTOR, UnsupportedError, "relu", "mean zero"),
+    (KinkedTanh, VECTOR, UnsupportedError, "tanh", "closed form"),
+    (HalfSine, VECTOR, UnsupportedError, "sin", "supported are"),
     (WeightWithMean, VECTOR, UnsupportedError, "dot_general", "mean zero"),
     (ResidualFromInput, VECTOR, UnsupportedError, "relu", "Dense or Conv layer between"),
 ]

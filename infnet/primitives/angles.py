@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from numpy.polynomial import Chebyshev, Polynomial
+
+from infnet.primitives.arctan import arctan
 
 
 @jax.custom_jvp
@@ -53,33 +53,6 @@ def gaps(q12: jax.Array, q11: jax.Array, q22: jax.Array) -> tuple[jax.Array, jax
     return q12, r - q12, r + q12
 
 
-def _arctan_coefficients(degree: int) -> list[float]:
-    """A polynomial in t^2 that is arctan(t) / t for t in [0, 1] up to 5.8^-degree.
-
-    It interpolates at Chebyshev nodes. The powers are well conditioned here: the Chebyshev coefficients decrease
-    as fast as the powers' coefficients in each Chebyshev polynomial increase.
-    """
-
-    def function(t2: np.ndarray) -> np.ndarray:
-        return np.arctan(np.sqrt(t2)) / np.sqrt(t2)
-
-    interpolant = Chebyshev.interpolate(function, degree, domain=[0, 1])
-    return interpolant.convert(kind=Polynomial, domain=[-1, 1]).coef.tolist()
-
-
-_ARCTAN = {4: _arctan_coefficients(9), 8: _arctan_coefficients(21)}
-
-
-def _arctan(t: jax.Array) -> jax.Array:
-    """The arctangent on [0, 1] as a polynomial: XLA inlines and vectorises it, which it does not do to `atan2`."""
-    *coefficients, last = _ARCTAN[max(4, t.dtype.itemsize)]
-    t2 = t * t
-    total = jnp.full_like(t, last)
-    for c in reversed(coefficients):
-        total = total * t2 + c
-    return total * t
-
-
 def root_and_angle(q12: jax.Array, q11: jax.Array, q22: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """`q12`, clipped, `sqrt(q11 q22 - q12^2)` and `(2/pi) asin(rho)`, the last two 0 at zero variance.
 
@@ -93,7 +66,13 @@ def root_and_angle(q12: jax.Array, q11: jax.Array, q22: jax.Array) -> tuple[jax.
     # float32 on CPU), without it five loops through memory (15 ns).
     tangent = jnp.where(large <= 0, 1, jnp.minimum(x, y) / jnp.where(large <= 0, 1, large))
     # asin is odd in q12, and q12 = 0 at zero variance.
-    return q12, x * y, jnp.sign(q12) * (1 - (4 / math.pi) * _arctan(tangent))
+    return q12, x * y, jnp.sign(q12) * (1 - (4 / math.pi) * arctan(tangent))
+
+
+def arcsine(z: jax.Array, root: jax.Array) -> jax.Array:
+    """asin(z), given `root = sqrt(1 - z^2) > 0`: twice the arctangent of the half angle's tangent."""
+    # A product, not a quotient, is what XLA puts into one loop: 2.3 instead of 6 ns per element of float32 on CPU.
+    return 2 * arctan(z * (1 / (1 + root)))
 
 
 class Smoothed(NamedTuple):

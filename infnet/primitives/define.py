@@ -10,12 +10,15 @@ these axes may have size 1. That is all `define` needs:
 - abstract evaluation and the default lowering come from `impl`; the lowering inlines it, so that XLA's sharding
   propagation sees ordinary operations.
 - `jvp` is given where autodiff of `impl` would be wrong (at |rho| = 1 and at zero variance), else derived.
+- `lowerings` gives other implementations for single platforms, of equal results and better speed. `LOWERINGS` lists
+  all of them, for the tests that compare each with its reference.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache, partial
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -24,22 +27,31 @@ import jax.numpy as jnp
 from infnet._jax import Primitive, ad, batching, mlir
 
 Implementation = Callable[..., tuple[jax.Array, ...]]
+# (primitive, platform) -> (reference implementation, implementation on that platform)
+LOWERINGS: dict[tuple[Primitive, str], tuple[Implementation, Implementation]] = {}
 
 
-def define(name: str, impl: Implementation, *, jvp: Callable[..., Any] | None = None) -> Primitive:
+def define(
+    name: str,
+    impl: Implementation,
+    *,
+    jvp: Callable[..., Any] | None = None,
+    lowerings: Mapping[str, Implementation] = MappingProxyType({}),
+) -> Primitive:
     """Make the primitive `name` out of its reference implementation.
 
     Args:
-        name: how the primitive prints in a jaxpr, ending in `_kernel`.
+        name: how the primitive prints in a jaxpr; a kernel's ends in `_kernel`.
         impl: `(*operands, **params) -> tuple of arrays`, broadcasting over equally many leading axes.
         jvp: `(primals, tangents, **params) -> (primals_out, tangents_out)`, all tuples of arrays.
+        lowerings: implementations to use instead on some platforms: "cpu", "cuda" or "tpu".
     """
     primitive = Primitive(name)
     primitive.multiple_results = True
 
     @cache
     def compiled(params):
-        return jax.jit(partial(impl, **dict(params)))
+        return jax.jit(partial(primitive.bind, **dict(params)))
 
     @primitive.def_impl
     def _eager(*operands, **params):
@@ -66,9 +78,7 @@ def define(name: str, impl: Implementation, *, jvp: Callable[..., Any] | None = 
     batching.primitive_batchers[primitive] = _batch
     ad.primitive_jvps[primitive] = _jvp
     mlir.register_lowering(primitive, mlir.lower_fun(impl, multiple_results=True))
+    for platform, special in lowerings.items():
+        LOWERINGS[primitive, platform] = impl, special
+        mlir.register_lowering(primitive, mlir.lower_fun(special, multiple_results=True), platform=platform)
     return primitive
-
-
-def register_platform(primitive: Primitive, platform: str, impl: Implementation) -> None:
-    """Lower `primitive` by another implementation on one platform (`"cpu"`, `"cuda"`, `"tpu"`)."""
-    mlir.register_lowering(primitive, mlir.lower_fun(impl, multiple_results=True), platform=platform)

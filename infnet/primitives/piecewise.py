@@ -1,111 +1,179 @@
-"""Kernels of positively homogeneous functions: relu, leaky relu, abs, step, sign.
+"""Kernels of piecewise exponential polynomials, with any means: hard tanh, relu6, ELU, hard swish, powers, ...
 
-`phi(x) = a x` for x < 0 and `b x` for x > 0 (degree 1), or `a` for x < 0, `b` for x > 0 and `at_zero` at 0
-(degree 0). The derivative `phi'` is given separately, as a function of degree 0, because it is whatever
-`jax.grad` makes of the user's function: a straight-through estimator has the values of sign and slope 1.
-For `(u, v) ~ N(0, [[q11, q12], [q12, q22]])` and `rho = q12 / sqrt(q11 q22)`, writing `phi` as
-`(a+b)/2 x + (b-a)/2 |x|`, or `(a+b)/2 + (b-a)/2 sign(x)`, the mixed terms vanish by symmetry, and
+A function is a sum of atoms `t^k exp(rate x)` on half-lines, t the distance to the end point, `Shape` in `shapes`.
+For `(u, v) ~ N((m1, m2), [[q11, q12], [q12, q22]])` the exponentials are a change of measure that moves the means by
+the covariances. What remains are truncated moments `M_kl = E theta_k(u - a) theta_l(v - b)`, `theta_k(t) = t^k / k!`
+for t > 0 with its derivatives `theta_-1 = delta`, ... For all integers k and l, with mu the mean of u - a,
 
-    degree 1:  E phi(u) phi(v) = ((a+b)/2)^2 q12 + ((b-a)/2)^2 (2/pi) (sqrt(q11 q22 - q12^2) + q12 asin rho)
-    degree 0:  E phi(u) phi(v) = ((a+b)/2)^2     + ((b-a)/2)^2 (2/pi) asin rho
+    k M_kl = mu M_(k-1)l + q11 M_(k-2)l + q12 M_(k-1)(l-1)
 
-These are the arc-cosine kernels of order 1 and 0: Y. Cho, L. Saul, "Kernel methods for deep learning",
-NeurIPS 2009, section 2 (there twice E relu relu and twice E step step, in the angle acos rho).
+(Stein's lemma, as `t theta_(k-1) = k theta_k`; derived here, it contains the formulas of S. Rosenbaum, "Moments of a
+truncated bivariate normal distribution", JRSS B 23 (1961)). It is used upwards from the quadrant `M_00` (see
+`orthant`), and downwards for deltas. On a half-line that is the whole line there are no deltas.
 
-Domain: q11, q22 >= 0 and |q12| <= sqrt(q11 q22); rounding errors beyond it are clipped, NaN is not.
-At zero variance u = 0, so `E phi'(u) phi'(v) = phi'(0) E phi'(v)`, and K = 0 for degree 1.
-At |rho| = 1 the kernel of degree 1 has one-sided first derivatives of degree-0 type that are unbounded one
-order later; all unbounded derivatives, at |rho| = 1 and at zero variance, are 0 here: the symmetric ones.
+A function that is convolved with a Gaussian of variance t^2 has the kernel of the function itself at q11 + t^2 or
+q22 + t^2 and the same q12: `E f(u + t z)` with z independent of everything.
+
+Derivatives by Price's theorem, `dK = E f'g' dq12 + (E f''g dq11 + E f g'' dq22) / 2 + E f'g dm1 + E f g' dm2`, with
+derivatives of distributions: the family is closed, so derivatives of all orders are exact.
+
+Domain: |q12| <= sqrt(q11 q22), rounding errors beyond are clipped, NaN is not. At zero variance u is the constant m1,
+and `Shape.at` says what the function is there. Deltas at coincident points (|rho| = 1) are infinite: 0 here.
+Exponentials less their own value, like `exp(x) - 1`, are replaced by Taylor polynomials where the arguments are small.
+Rounding errors are relative to the terms: for |x| much larger than the end points they are larger than K, by q/a^2.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from infnet.primitives.angles import root_and_angle, safe_inverse
 from infnet.primitives.define import define
+from infnet.primitives.shapes import Atom as Atom
+from infnet.primitives.shapes import Parts, derivative, near_points, outward
+from infnet.primitives.shapes import Shape as Shape
+from infnet.primitives.truncated import Line, Pair, dot
 
-Values = tuple[int, float, float, float]
-"""`(degree, a, b, phi(0))`."""
-Slope = tuple[float, float, float]
-"""`phi'` as `(alpha for x < 0, beta for x > 0, phi'(0))`."""
-
-
-def _mean(q: jax.Array, a: float, b: float, at_zero: float) -> jax.Array:
-    """E phi for degree 0, at the variance q of one example."""
-    return jnp.where(q <= 0, jnp.asarray(at_zero, q.dtype), jnp.asarray((a + b) / 2, q.dtype))
+_TAYLOR = {4: (8, 0.1), 8: (8, 2e-3)}
+"""For each precision, the degree of the Taylor polynomials and the `(rate x)^2` up to which they are used."""
 
 
-def _kernel(
-    q12: jax.Array, q11: jax.Array, q22: jax.Array, *, values: Values, slope: Slope, derivative: bool
-) -> tuple[jax.Array, ...]:
-    k = _second_moment(q12, q11, q22, values)
-    if not derivative:
-        return (k,)
-    # The angle is computed twice on purpose. XLA on CPU would share it by writing intermediate arrays to memory;
-    # behind the barrier, both kernels are single fused loops: 3.5 instead of 10 ns per element.
-    return k, _second_moment(jax.lax.optimization_barrier(q12), q11, q22, (0, *slope))
+def _select_small(
+    inputs: Sequence[tuple[Parts, jax.Array, jax.Array | None]], evaluate: Callable[..., Any]
+) -> jax.Array:
+    """`evaluate` the parts, one for each input `(parts, variance, mean)`, or their Taylor polynomials where small."""
+    dtype = inputs[0][1].dtype
+    degree, limit = _TAYLOR[max(4, dtype.itemsize)]
+    replaced, small = [], []
+    for parts, q, mean in inputs:
+        found = near_points(parts, degree)
+        if found is None:
+            replaced.append(parts)
+            continue
+        polynomials, rate, points = found
+        replaced.append(polynomials)
+        offsets = [dot(*[(p if mean is None else mean - p,) * 2]) for p in points]
+        small.append(rate**2 * (q + sum(offsets)) <= limit)
+    exact = evaluate(*(parts for parts, _, _ in inputs))
+    if not small:
+        return exact
+    condition = small[0] if len(small) == 1 else small[0] & small[1]
+    return jnp.where(condition, evaluate(*replaced), exact)
 
 
-def _second_moment(q12: jax.Array, q11: jax.Array, q22: jax.Array, values: Values) -> jax.Array:
-    q12, root_det, angle = root_and_angle(q12, q11, q22)
-    degree, a, b, at_zero = values
-    kink = ((b - a) / 2) ** 2
-    if degree == 1:
-        return ((a + b) / 2) ** 2 * q12 + kink * ((2 / math.pi) * root_det + q12 * angle)
-    # The angle vanishes at zero variance, so the product of means is right there as well.
-    return _mean(q11, a, b, at_zero) * _mean(q22, a, b, at_zero) + kink * angle
+def _mean_of(shape: Shape, line: Line, at: Line) -> jax.Array:
+    """E f(u): `line` has the variance of the smoothed argument, `at` that of the argument."""
+
+    def evaluate(parts: Parts) -> Any:
+        return dot(*[(c, line.moment(side, k)) for side, powers in parts for k, c in powers])
+
+    total = _select_small([(outward(shape.atoms), line.q, line.mean)], evaluate) + line.zero
+    return total if shape.smoothing else jnp.where(at.empty, at.value(shape), total)
+
+
+def _mean(*operands: jax.Array, shapes: tuple[Shape, ...]) -> tuple[jax.Array, ...]:
+    q, mean = operands if len(operands) == 2 else (operands[0], None)
+    shape = jnp.broadcast_shapes(*(x.shape for x in operands))
+    lines = {s.smoothing: Line(q + s.smoothing if s.smoothing else q, mean) for s in shapes}
+    outputs = (_mean_of(s, lines[s.smoothing], lines[s.smoothing]) for s in shapes)
+    return tuple(jnp.broadcast_to(x, shape).astype(q.dtype) for x in outputs)
+
+
+def _mean_jvp(
+    primals: Sequence[jax.Array], tangents: Sequence[jax.Array], *, shapes: tuple[Shape, ...]
+) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+    n = len(shapes)
+    first = tuple(derivative(s) for s in shapes)
+    second = tuple(derivative(s) for s in first)
+    centred = len(primals) == 1
+    values = piecewise_mean_p.bind(*primals, shapes=(*shapes, *second, *(() if centred else first)))
+    slopes = [x * (tangents[0] / 2) for x in values[n : 2 * n]]
+    if not centred:
+        slopes = [s + x * tangents[1] for s, x in zip(slopes, values[2 * n :], strict=True)]
+    return tuple(values[:n]), tuple(slopes)
+
+
+def _kernel(*operands: jax.Array, left: tuple[Shape, ...], right: tuple[Shape, ...]) -> tuple[jax.Array, ...]:
+    q12, q11, q22 = operands[:3]
+    m1, m2 = operands[3:] if len(operands) == 5 else (None, None)
+    shape = jnp.broadcast_shapes(*(x.shape for x in operands))
+    pairs: dict[tuple[float, float], Pair] = {}
+    for s, t in {(f.smoothing, g.smoothing) for f, g in zip(left, right, strict=True)}:
+        pair = pairs[s, t] = Pair(q12, Line(q11 + s if s else q11, m1), Line(q22 + t if t else q22, m2))
+        pair.prepare(
+            (a, b)
+            for f, g in zip(left, right, strict=True)
+            if (f.smoothing, g.smoothing) == (s, t)
+            for a, ks in outward(f.atoms)
+            for b, js in outward(g.atoms)
+            if ks[-1][0] >= 0 and js[-1][0] >= 0
+        )
+    outputs = [_second_moment(pairs[f.smoothing, g.smoothing], f, g) for f, g in zip(left, right, strict=True)]
+    return tuple(jnp.broadcast_to(x, shape).astype(q12.dtype) for x in outputs)
+
+
+def _second_moment(pair: Pair, f: Shape, g: Shape) -> jax.Array:
+    def evaluate(left: Parts, right: Parts) -> Any:
+        products = ((c * d, pair.moment(s, k, t, j)) for s, ks in left for k, c in ks for t, js in right for j, d in js)
+        return dot(*products)
+
+    u, v = pair.lines
+    k = _select_small([(outward(f.atoms), u.q, u.mean), (outward(g.atoms), v.q, v.mean)], evaluate) + pair.zero
+    if f.smoothing and g.smoothing:
+        return k
+    return jnp.where(pair.empty, _mean_of(f, u, u) * _mean_of(g, v, v), k)
 
 
 def _jvp(
-    primals: Sequence[jax.Array], tangents: Sequence[jax.Array], *, values: Values, slope: Slope, derivative: bool
+    primals: Sequence[jax.Array], tangents: Sequence[jax.Array], *, left: tuple[Shape, ...], right: tuple[Shape, ...]
 ) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
-    params: dict[str, Any] = {"values": values, "slope": slope, "derivative": derivative}
-    outputs = tuple(piecewise_p.bind(*primals, **params))
-    q12, root_det, _ = root_and_angle(*primals)
-    dq12, *dq = tangents
-    # The relative change of q11 q22, and (degree 0) the change of asin(rho).
-    relative = sum(safe_inverse(q) * d for q, d in zip(primals[1:], dq, strict=True))
-    dangle = safe_inverse(root_det) * (dq12 - q12 * relative / 2)
-
-    degree, a, b, _ = values
-    if degree == 0:
-        dk = (b - a) ** 2 / (2 * math.pi) * dangle
-    else:
-        # Price: dK/dq12 = E phi' phi'. Euler: q11 dK/dq11 = (K - q12 dK/dq12) / 2.
-        step: dict[str, Any] = {"values": (0, a, b, (a + b) / 2), "slope": (0.0, 0.0, 0.0), "derivative": False}
-        (kdot,) = piecewise_p.bind(*primals, **step)
-        dk = kdot * dq12 + (b - a) ** 2 / (4 * math.pi) * root_det * relative
-    alpha, beta, _ = slope
-    dkdot = (beta - alpha) ** 2 / (2 * math.pi) * dangle
-    return outputs, (dk, dkdot) if derivative else (dk,)
+    n, centred = len(left), len(primals) == 3
+    f, g = (tuple(map(derivative, shapes)) for shapes in (left, right))
+    ff, gg = (tuple(map(derivative, shapes)) for shapes in (f, g))
+    lefts = [left, f, ff, left, *(() if centred else (f, left))]
+    rights = [right, g, right, gg, *(() if centred else (right, g))]
+    values = piecewise_p.bind(*primals, left=sum(lefts, ()), right=sum(rights, ()))
+    dq12, dq11, dq22, *means = tangents
+    steps = (dq12, dq11 / 2, dq22 / 2, *means)
+    slopes = tuple(sum(values[(i + 1) * n + k] * d for i, d in enumerate(steps)) for k in range(n))
+    return tuple(values[:n]), slopes
 
 
-piecewise_p = define("relu_kernel", _kernel, jvp=_jvp)
+piecewise_mean_p = define("piecewise_mean_kernel", _mean, jvp=_mean_jvp)
+piecewise_p = define("piecewise_kernel", _kernel, jvp=_jvp)
 
 
 def piecewise(
     q12: jax.Array,
     q11: jax.Array,
     q22: jax.Array,
+    means: tuple[jax.Array, jax.Array] | None = None,
     *,
-    values: Values,
-    slope: Slope,
-    derivative: bool,
+    left: tuple[Shape, ...],
+    right: tuple[Shape, ...],
 ) -> tuple[jax.Array, ...]:
-    """`(E phi(u) phi(v),)`, and `E phi'(u) phi'(v)` if `derivative`.
+    """`E left[i](u) right[i](v)` for every i.
 
     Args:
-        q12: covariance of u and v; like the variances, of any rank, axes of size 1 broadcasting.
+        q12: covariance of u and v; like all operands, of any rank, axes of size 1 broadcasting.
         q11: variance of u.
         q22: variance of v.
-        values: `(degree, a, b, phi(0))`.
-        slope: `(alpha, beta, phi'(0))`.
-        derivative: whether the second kernel is wanted.
+        means: of u and v; None if both are zero.
+        left: functions of u.
+        right: functions of v, as many.
     """
-    return tuple(piecewise_p.bind(q12, q11, q22, values=values, slope=slope, derivative=derivative))
+    return tuple(piecewise_p.bind(q12, q11, q22, *(means or ()), left=left, right=right))
+
+
+def piecewise_mean(q: jax.Array, mean: jax.Array | None = None, *, shapes: tuple[Shape, ...]) -> tuple[jax.Array, ...]:
+    """`E f(u)` for every function f in `shapes`.
+
+    Args:
+        q: variance of u.
+        mean: of u; None if zero.
+        shapes: the functions.
+    """
+    return tuple(piecewise_mean_p.bind(q, *(() if mean is None else (mean,)), shapes=shapes))

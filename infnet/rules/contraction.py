@@ -49,7 +49,7 @@ def read_dot_general(reader: Reader, equation: Equation) -> None:
     )
     node = _contract(reader, equation, operand, param, channel_axis, tuple(geometry), tuple(weight_axes), roles)
     kept = [operand.dims[d] for d in range(len(operand.dims)) if d not in x_dims]
-    new, channels = _new_channels([reader.shape(w)[d] for d in free])
+    new, channels = new_channels([reader.shape(w)[d] for d in free])
     dims = [*new, *_renumbered(kept, geometry)] if weight_first else [*_renumbered(kept, geometry), *new]
     (out,) = equation.outputs
     reader.values[out] = Feature(tuple(dims), channels, (Segment(node, 0, math.prod(channels)),), out)
@@ -71,7 +71,7 @@ def _dense_operand(reader: Reader, equation: Equation, var: int, x_dims: Sequenc
     shape = reader.shape(var)
     if not isinstance(reader.values[var], Feature):
         index = [d for d in range(len(shape)) if d not in x_dims and shape[d] > 1]
-        return _input_feature(reader, equation, var, index, [d for d in x_dims if shape[d] > 1])
+        return input_feature(reader, equation, var, index, [d for d in x_dims if shape[d] > 1])
     feature = in_dim_order(reader, reader.settled(var), var)
     left_over = [
         d
@@ -89,9 +89,10 @@ def _dense_operand(reader: Reader, equation: Equation, var: int, x_dims: Sequenc
     return feature
 
 
-def _input_feature(
+def input_feature(
     reader: Reader, equation: Equation, var: int, index: Sequence[int], channel: Sequence[int]
 ) -> Feature:
+    """Inputs as a feature, with these axes as positions and as channels."""
     shape = reader.shape(var)
     width = math.prod(shape[d] for d in channel)
     dims = [[shape[d]] if d in index else [] for d in range(len(shape))]
@@ -119,7 +120,8 @@ def _whole_axis(operand: Feature, param: Param, d: int, e: int) -> int | None:
     return -1
 
 
-def _new_channels(sizes: Sequence[int]) -> tuple[list[tuple[Atom, ...]], tuple[int, ...]]:
+def new_channels(sizes: Sequence[int]) -> tuple[list[tuple[Atom, ...]], tuple[int, ...]]:
+    """Array axes that hold new channels, and the sizes of their atoms."""
     dims: list[tuple[Atom, ...]] = []
     channels: list[int] = []
     for size in sizes:
@@ -167,7 +169,7 @@ def read_conv(reader: Reader, equation: Equation) -> None:
         param.factors[d][0][0] if param.factors[d] and isinstance(param.factors[d][0][0], int) else None for d in taps
     )
     node = _contract(reader, equation, operand, param, in_axis, geometry, weight_axes, roles)
-    (new,), channels = _new_channels([reader.shape(w)[out_axis]])
+    (new,), channels = new_channels([reader.shape(w)[out_axis]])
     dims: list[tuple[Atom, ...]] = [()] * len(numbers.out_spec)
     dims[numbers.out_spec[1]] = new
     for k, d in enumerate(numbers.out_spec[2:]):
@@ -180,7 +182,7 @@ def _conv_operand(reader: Reader, equation: Equation, var: int, spec: Sequence[i
     _, channel, *spatial = spec
     shape = reader.shape(var)
     if not isinstance(reader.values[var], Feature):
-        return _input_feature(reader, equation, var, spatial, [channel] if shape[channel] > 1 else [])
+        return input_feature(reader, equation, var, spatial, [channel] if shape[channel] > 1 else [])
     feature = reader.settled(var)
     atoms = [[a for a in feature.dims[d] if feature.size(a) > 1] for d in spatial]
     own = [a for a in feature.dims[channel] if feature.size(a) > 1]

@@ -12,10 +12,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from infnet.errors import MONTE_CARLO, UnsupportedError
 from infnet.layout import coincident, filled, inner, spread_left, spread_right
 from infnet.plan import Ask, AskMean, Moments, Request, Step
-from infnet.program import Contraction, Elementwise, Field, IndexLinear, KnownNode, OneNode, ParamNode, Sum
+from infnet.program import Contraction, Custom, Elementwise, Field, IndexLinear, KnownNode, OneNode, ParamNode, Sum
 from infnet.rules.contraction import contraction_step
+from infnet.rules.custom import custom_step
 from infnet.rules.linear import LINEAR, linear_step
 from infnet.rules.nonlinear import mean_of_elementwise, mixed_step, nonlinear_step
 
@@ -27,6 +29,8 @@ def rule(request: Request) -> Step:
     u, v = request.u, request.v
     if isinstance(u, KnownNode) and isinstance(v, KnownNode):
         return _inputs(request, u.field, v.field)
+    if isinstance(u, Custom) and isinstance(v, Custom) and (u.operation, u.params) == (v.operation, v.params):
+        return custom_step(request, u, v)
     if request.independent and (u.uniform or v.uniform):
         return _independent(request)
     if isinstance(u, LINEAR) or isinstance(v, LINEAR):
@@ -107,6 +111,13 @@ def mean_step(request: AskMean) -> Step:
         )
     if isinstance(u, Elementwise):
         return mean_of_elementwise(request, u)
+    if isinstance(u, Custom) and not u.zero_mean:
+        raise UnsupportedError(
+            f"the mean of `{u.operation!r}`",
+            where=u.where,
+            why="it is multiplied by another, independent feature; the kernel rule says nothing of means",
+            remedy=MONTE_CARLO,
+        )
 
     def evaluate(context: Any, results: Sequence[Any]) -> jax.Array:
         if isinstance(u, KnownNode):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -10,49 +11,82 @@ import jax.numpy as jnp
 
 from infnet.activations import Activation, joint_kernel
 from infnet.errors import MONTE_CARLO, NonGaussianError, UnsupportedError
-from infnet.layout import filled, spread_left, spread_right
-from infnet.plan import Ask, AskMean, Moments, Step, ask, variance
+from infnet.layout import Layout, filled, spread_left, spread_right
+from infnet.plan import Ask, AskMean, Moments, Request, Step, ask, variance
 from infnet.program import Elementwise, IndexLinear, KnownNode, Node, OneNode, Sum
+
+Spread = Callable[[Layout, jax.Array], jax.Array]
 
 
 def nonlinear_step(request: Ask, u: Elementwise, v: Elementwise) -> Step:
     """E[phi(g) psi(h)] and E[phi'(g) psi'(h)] T_gh, for jointly Gaussian g and h."""
     activation, other = _checked(u), _checked(v)
-    kernel = joint_kernel(activation, other)
-    if kernel is None:
+    if joint_kernel(activation, other) is None:
         raise UnsupportedError(
             f"the joint moment of two different nonlinearities, {activation.name} and {other.name}",
             where=v.where,
             why="they act on dependent fields, and infnet knows no closed form for these two together",
             remedy=f"use the same activation on both branches; or {MONTE_CARLO}",
         )
+    left, right = _Argument(u.operand, request.side[0]), _Argument(v.operand, request.side[1])
     needs = (
         ask(u.operand, v.operand, request.shift, request.side, request.layout, request.ntk),
-        variance(u.operand, request.side[0]),
-        variance(v.operand, request.side[1]),
+        *left.needs,
+        *right.needs,
     )
-
     with_itself = u is v and request.shift == 0 and request.side[0] == request.side[1] and request.layout.is_diagonal
 
     def evaluate(context: Any, results: Sequence[Any]) -> Moments:
-        joint, *variances = results
+        joint, *own = results
         s, t = joint or Moments(None)
-        if with_itself and s is not None:
-            k, kdot = activation.squares(s)
-            return Moments(k, None if t is None else kdot * t)
-        q1, q2 = (_at_positions(context, q, n.operand) for q, n in zip(variances, (u, v), strict=True))
-        q1, q2 = spread_left(request.layout, q1), spread_right(request.layout, q2)
+        if with_itself:
+            q, mean = left.read(context, own[:2], spread_left, request.layout)
+            k, kdot = context.activation(u).squares(q, mean)
+            return Moments(filled(request.layout, k), None if t is None else kdot * t)
+        q1, mean1 = left.read(context, own[:2], spread_left, request.layout)
+        q2, mean2 = right.read(context, own[2:], spread_right, request.layout)
         s = jnp.zeros(request.layout.shape, q1.dtype) if s is None else s
-        k, *kdots = kernel(s, q1, q2, derivative=t is not None)
+        means = None
+        if mean1 is not None or mean2 is not None:
+            means = (_or_zero(mean1, q1), _or_zero(mean2, q2))
+            s = s - means[0] * means[1]
+        kernel = joint_kernel(context.activation(u), context.activation(v), context.report)
+        assert kernel is not None
+        k, *kdots = kernel(s, q1, q2, t is not None, means)
         return Moments(filled(request.layout, k), None if t is None else kdots[0] * t)
 
-    return Step(request, activation.name, u.where, needs, evaluate)
+    return Step(request, activation.name, u.where, needs, evaluate, activation.exact)
 
 
-def _at_positions(context: Any, moments: Moments | None, node: Node) -> jax.Array:
-    if moments is None or moments.s is None:
-        return jnp.zeros(node.sizes, context.dtype)
-    return moments.s.reshape(node.sizes)
+def _or_zero(mean: jax.Array | None, q: jax.Array) -> jax.Array:
+    return jnp.zeros_like(q) if mean is None else mean
+
+
+@dataclass(frozen=True)
+class _Argument:
+    """The argument of a nonlinearity on one example: its variance and its mean, at every position."""
+
+    node: Node
+    side: int
+
+    @property
+    def needs(self) -> tuple[Request | None, Request | None]:
+        """The requests whose results `read` takes."""
+        return variance(self.node, self.side), None if self.node.zero_mean else AskMean(self.node, self.side)
+
+    def read(
+        self, context: Any, results: Sequence[Any], spread: Spread, layout: Layout
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """The variance, and the mean unless it is zero, on the axes of a block."""
+        q, mean = self.values(context, results)
+        return spread(layout, q), None if mean is None else spread(layout, mean)
+
+    def values(self, context: Any, results: Sequence[Any]) -> tuple[jax.Array, jax.Array | None]:
+        """The same, on the axes of the positions."""
+        moments, mean = results
+        nothing = moments is None or moments.s is None
+        square = jnp.zeros(self.node.sizes, context.dtype) if nothing else moments.s.reshape(self.node.sizes)
+        return (square, None) if mean is None else (square - mean * mean, mean)
 
 
 def _checked(node: Elementwise) -> Activation:
@@ -75,13 +109,6 @@ def _checked(node: Elementwise) -> Activation:
             why="inputs, or constants that vary along the channels, were added or multiplied, so each channel has a "
             "law of its own",
             remedy=f"put a Dense or Conv layer between the two; or {MONTE_CARLO}",
-        )
-    if not operand.zero_mean:
-        raise UnsupportedError(
-            f"a nonlinearity ({_name(node)}) of a feature whose mean is not zero",
-            where=node.where,
-            why="infnet knows the kernels of this nonlinearity for Gaussian arguments of mean zero only, so far",
-            remedy=f"initialise biases with mean zero; or {MONTE_CARLO}",
         )
     return node.activation
 
@@ -120,17 +147,30 @@ def mixed_step(request: Ask) -> Step:
     activation = _checked(function)
     left = function is u
     pair = (function.operand, other) if left else (other, function.operand)
+    argument = _Argument(function.operand, request.side[0 if left else 1])
+    own_mean = None if other.zero_mean else AskMean(other, request.side[1 if left else 0])
     needs = (
         ask(*pair, request.shift, request.side, request.layout, request.ntk),
-        variance(function.operand, request.side[0 if left else 1]),
+        *argument.needs,
+        own_mean,
     )
 
     def evaluate(context: Any, results: Sequence[Any]) -> Moments:
-        s, t = results[0] or Moments(None)
-        q = _at_positions(context, results[1], function.operand)
-        spread = spread_left if left else spread_right
-        value_slope, slope = (spread(request.layout, m) for m in activation.mean_slopes(q))
-        return Moments(None if s is None else value_slope * s, None if t is None else slope * t)
+        joint, *own, other_mean = results
+        s, t = joint or Moments(None)
+        q, mean = argument.values(context, own)
+        spread, spread_other = (spread_left, spread_right) if left else (spread_right, spread_left)
+        value_slope, slope = (spread(request.layout, m) for m in activation.mean_slopes(q, mean))
+        if other_mean is not None:
+            # E phi(g) h = E phi'(g) Cov(g, h) + E phi(g) E h
+            other_mean = spread_other(request.layout, other_mean)
+            s = jnp.zeros(request.layout.shape, q.dtype) if s is None else s
+            covariance = s if mean is None else s - spread(request.layout, mean) * other_mean
+            s = value_slope * covariance + spread(request.layout, activation.mean(q, mean)) * other_mean
+            s = filled(request.layout, s)
+        elif s is not None:
+            s = value_slope * s
+        return Moments(s, None if t is None else slope * t)
 
     return Step(request, f"{activation.name} with its argument", function.where, needs, evaluate)
 
@@ -138,8 +178,9 @@ def mixed_step(request: Ask) -> Step:
 def mean_of_elementwise(request: AskMean, node: Elementwise) -> Step:
     """E phi(g) at every position."""
     activation = _checked(node)
+    argument = _Argument(node.operand, request.side)
 
     def evaluate(context: Any, results: Sequence[Any]) -> jax.Array:
-        return activation.mean(_at_positions(context, results[0], node.operand))
+        return activation.mean(*argument.values(context, results))
 
-    return Step(request, f"mean of {activation.name}", node.where, (variance(node.operand, request.side),), evaluate)
+    return Step(request, f"mean of {activation.name}", node.where, argument.needs, evaluate)

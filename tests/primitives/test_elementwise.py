@@ -10,7 +10,7 @@ from scipy import special
 
 from infnet.primitives.erf import erf
 from infnet.primitives.gelu import gelu
-from infnet.primitives.piecewise import piecewise
+from infnet.primitives.homogeneous import homogeneous
 
 
 @pytest.fixture(autouse=True)
@@ -19,8 +19,8 @@ def _double_precision():
         yield
 
 
-def homogeneous(values, slope=(0.0, 0.0, 0.0)):
-    return functools.partial(piecewise, values=values, slope=slope)
+def of_pieces(values, slope=(0.0, 0.0, 0.0)):
+    return functools.partial(homogeneous, values=values, slope=slope)
 
 
 HOMOGENEOUS = {
@@ -37,7 +37,7 @@ HOMOGENEOUS = {
 }
 SMOOTH = [(1.0, 1.0), (1.3, 0.7), (-2.0, 3.0)]
 KERNELS = {
-    **{name: homogeneous(*pieces) for name, pieces in HOMOGENEOUS.items()},
+    **{name: of_pieces(*pieces) for name, pieces in HOMOGENEOUS.items()},
     **{f"erf{c}": functools.partial(erf, scale=c[0], rate=c[1]) for c in SMOOTH},
     **{f"gelu{c}": functools.partial(gelu, scale=c[0], rate=c[1]) for c in SMOOTH},
 }
@@ -102,7 +102,7 @@ def smooth_oracle(phi, q12, q11, q22):
 def test_homogeneous_values(pieces):
     (degree, a, b, at_zero), slope = pieces
     q12, q11, q22 = grams()
-    k, kdot = homogeneous(*pieces)(q12, q11, q22, derivative=True)
+    k, kdot = of_pieces(*pieces)(q12, q11, q22, derivative=True)
     for i in range(q12.size):
         expected = homogeneous_oracle(degree, a, b, at_zero, q12[i], q11[i], q22[i])
         # Near rho = 1 the oracle's acos has lost half of the digits of the angle.
@@ -137,7 +137,7 @@ def test_smooth_values(name, scale, rate):
 def test_zero_variance_uses_the_derivative_at_zero():
     zero, one = jnp.zeros(1), jnp.ones(1)
     for at_zero in (0.0, 0.5, 1.0):
-        kernel = homogeneous((1, 0.0, 1.0, 0.0), (0.0, 1.0, at_zero))
+        kernel = of_pieces((1, 0.0, 1.0, 0.0), (0.0, 1.0, at_zero))
         assert both(kernel)(zero, zero, zero)[1] == at_zero**2
         assert both(kernel)(zero, zero, one)[1] == at_zero / 2
         assert both(kernel)(zero, one, zero)[1] == at_zero / 2

@@ -1,0 +1,101 @@
+"""How many terms a series needs for the examples at hand, and what to say where a result cannot be trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from infnet.activations import Activation
+from infnet.activations.series import SeriesActivation
+from infnet.computation import Computation
+from infnet.errors import NumericalError, UnsupportedError
+from infnet.execute import Weights, example_values, steps_one_by_one
+from infnet.plan import Ask, Moments, Plan, variance
+from infnet.program import Elementwise
+
+
+def series_nodes(plan: Plan) -> list[Elementwise]:
+    """The nonlinearities of a plan whose kernels are series."""
+    asked = [step.request for step in plan.steps]
+    nodes = {u.index: u for request in asked for u in (request.u, getattr(request, "v", request.u))}
+    found = [n for n in nodes.values() if isinstance(n, Elementwise) and isinstance(n.activation, SeriesActivation)]
+    return sorted(found, key=lambda node: node.index)
+
+
+def settled(
+    computation: Computation, plan: Plan, tol: float, variances: Mapping[int, float], margin: float
+) -> dict[int, Activation]:
+    """The series of each node, with terms enough for a relative error below `tol` at the variances of its argument.
+
+    With terms for variances larger by the factor `margin`, if so many are at hand.
+
+    Raises:
+        UnsupportedError: a series does not converge to `tol` at the variances themselves.
+    """
+
+    def with_terms(node: Elementwise) -> Activation:
+        series, q = _series(computation, node), variances[node.index]
+        with suppress(UnsupportedError):
+            return series.with_order(tol, margin * q)
+        return series.with_order(tol, q)
+
+    return {node.index: with_terms(node) for node in series_nodes(plan)}
+
+
+def _series(computation: Computation, node: Elementwise) -> SeriesActivation:
+    activation = computation.activations.get(node.index, node.activation)
+    assert isinstance(activation, SeriesActivation)
+    return activation
+
+
+def largest_variances(
+    computation: Computation, plan: Plan, weights: Weights, x: Sequence[jax.Array]
+) -> dict[int, float]:
+    """The largest second moment of the argument of each series, over examples and positions."""
+    nodes = series_nodes(plan)
+
+    def of_example(leaves: Sequence[jax.Array]) -> list[jax.Array]:
+        context = computation.context(weights)
+        results = example_values(plan, computation.program.trace, context, 1, leaves).results
+        asks = [variance(n.operand, 1) for n in nodes]
+        blocks = [None if ask is None else results[ask.key] for ask in asks]
+        return [jnp.zeros(()) if b is None or b.s is None else b.s.max(initial=0) for b in blocks]
+
+    if not nodes or not len(x[0]):
+        return {n.index: 0.0 for n in nodes}
+    found = jax.jit(jax.vmap(of_example))(list(x))
+    return {n.index: float(np.nanmax(np.asarray(q), initial=0)) for n, q in zip(nodes, found, strict=True)}
+
+
+def raise_not_finite(
+    computation: Computation, plan: Plan, weights: Weights, x1: Sequence[jax.Array], x2: Sequence[jax.Array]
+) -> None:
+    """Say in which layer a pair of finite examples first gave a number that is not finite.
+
+    Args:
+        computation, plan: of pairs of examples.
+        weights: laws of the parameters.
+        x1, x2: the leaves of one example each.
+
+    Raises:
+        NumericalError: always.
+    """
+    context = computation.context(weights)
+    for step, result in steps_one_by_one(plan, computation.program.trace, context, {1: x1, 2: x2}):
+        moments = [m for m in result if m is not None] if isinstance(result, Moments) else [result]
+        if all(m is None or bool(jnp.isfinite(m).all()) for m in moments):
+            continue
+        what = "variance" if isinstance(step.request, Ask) and len(set(step.request.side)) == 1 else "kernel"
+        raise NumericalError(
+            f"the {what} is not finite from this layer on\n"
+            f"  where:  {step.where}\n"
+            f"  why:    the inputs are finite, but the result of `{step.rule}` does not fit into "
+            f"{jnp.dtype(computation.dtype).name}\n"
+            "  remedy: smaller weights or inputs, a normalisation between the layers, or float64 "
+            "(`jax.config.update('jax_enable_x64', True)`, or precision=\"highest\" if the result fits)"
+        )
+    raise NumericalError("the kernel is not finite, although every step of its first such pair is")

@@ -1,0 +1,131 @@
+"""What users pass to a kernel function, checked and brought into one form."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from infnet.errors import InputError
+from infnet.kernel import Kernel
+
+PyTree = Any
+NAMES = ("nngp", "ntk")
+
+
+def names_of(get: Any) -> tuple[str, ...]:
+    """The kernels that `get` asks for."""
+    if get is None:
+        return (*NAMES, "cov1", "cov2")
+    names = (get,) if isinstance(get, str) else tuple(get) if isinstance(get, tuple | list) else ()
+    if not names or any(n not in NAMES for n in names) or len(set(names)) < len(names):
+        raise InputError(f'get must be "nngp", "ntk", a tuple of them, or None for a Kernel, not {get!r}')
+    return names
+
+
+def one_of(name: str, value: Any, allowed: Sequence[str]) -> None:
+    """Raise unless `value` is one of the words `allowed`."""
+    if value not in allowed:
+        choices = " or ".join(f'"{word}"' for word in allowed)
+        raise InputError(f"{name} must be {choices}, not {value!r}")
+
+
+def positive(name: str, value: Any) -> float:
+    """`value` as a number above zero."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise InputError(f"{name} must be a positive number, not {value!r}")
+    return float(value)
+
+
+class Inputs:
+    """The structure and shapes that a kernel function was made for."""
+
+    def __init__(self, example_inputs: PyTree, batch_axis: int):
+        self.batch_axis = batch_axis
+        self.several = isinstance(example_inputs, tuple)
+        given = example_inputs if self.several else (example_inputs,)
+        self.example = jax.tree.map(self._without_batch, given)
+        leaves = jax.tree.leaves(given)
+        concrete = leaves and not any(isinstance(x, jax.ShapeDtypeStruct | jax.core.Tracer) for x in leaves)
+        self.values = self.read(example_inputs, "the example input") if concrete else None
+
+    @property
+    def dtypes(self) -> tuple[Any, ...]:
+        """Of the leaves of the example."""
+        return tuple(x.dtype for x in jax.tree.leaves(self.example))
+
+    def read(self, x: PyTree, name: str) -> list[jax.Array]:
+        """The leaves of an input, examples first.
+
+        Raises:
+            InputError: the structure or a shape is not that of the example.
+        """
+        if isinstance(x, Kernel):
+            raise InputError("a kernel function takes inputs, not the Kernel of another model, so far")
+        inputs = x if self.several else (x,)
+        if not _same_structure(inputs, self.example):
+            raise InputError(
+                f"{name} must have the structure of the example input, {jax.tree.structure(self.example)}, "
+                f"not {jax.tree.structure(inputs)}"
+            )
+        leaves = [_batch_first(jnp.asarray(a), self.batch_axis) for a in jax.tree.leaves(inputs)]
+        for leaf, example in zip(leaves, jax.tree.leaves(self.example), strict=True):
+            if leaf.shape[1:] != example.shape or leaf.ndim != len(example.shape) + 1:
+                expected = str(("n", *example.shape)).replace("'", "")
+                raise InputError(
+                    f"{name} has shape {leaf.shape}, but the model was traced for {expected}, where n is any number of "
+                    "examples; for other shapes make another kernel function"
+                )
+        sizes = {leaf.shape[0] for leaf in leaves}
+        if len(sizes) != 1:
+            raise InputError(f"the inputs in {name} hold different numbers of examples: {sorted(sizes)}")
+        return leaves
+
+    def _without_batch(self, x: Any) -> jax.ShapeDtypeStruct:
+        if not hasattr(x, "shape") or not hasattr(x, "dtype"):
+            raise InputError(f"example inputs must be arrays or jax.ShapeDtypeStruct, not {x!r}")
+        if not -len(x.shape) <= self.batch_axis < len(x.shape):
+            raise InputError(f"example inputs must have a batch axis {self.batch_axis}, but one has shape {x.shape}")
+        axis = self.batch_axis % len(x.shape)
+        return jax.ShapeDtypeStruct((*x.shape[:axis], *x.shape[axis + 1 :]), jnp.result_type(x.dtype))
+
+
+def _same_structure(one: PyTree, two: PyTree) -> bool:
+    structures: list[Any] = [jax.tree.structure(one), jax.tree.structure(two)]
+    return structures[0] == structures[1]
+
+
+def _batch_first(x: jax.Array, batch_axis: int) -> jax.Array:
+    return jnp.moveaxis(x, batch_axis, 0) if -x.ndim <= batch_axis < x.ndim else x
+
+
+def learning_rates(paths: Sequence[str], tree: Any, trainable: Any, lr_scale: Any) -> list[float]:
+    """The relative learning rate of each parameter: 0 where it is frozen."""
+    trained = _by_path(paths, tree, trainable, "trainable", True)
+    scales = _by_path(paths, tree, lr_scale, "lr_scale", 1.0)
+    return [float(s) if t else 0.0 for t, s in zip(trained, scales, strict=True)]
+
+
+def _by_path(paths: Sequence[str], tree: Any, choice: Any, name: str, default: Any) -> list[Any]:
+    if choice is None:
+        return [default] * len(paths)
+    if callable(choice):
+        return [choice(path) for path in paths]
+    if jax.tree.structure(choice) == tree:
+        return jax.tree.leaves(choice)
+    if not isinstance(choice, Mapping):
+        raise InputError(f"{name} must be a predicate on parameter paths, a mapping from glob to value, or a pytree")
+    values = [default] * len(paths)
+    for pattern, value in choice.items():
+        short = [path.removeprefix("params/") for path in paths]
+        found = [
+            i for i, p in enumerate(paths) if fnmatch.fnmatchcase(p, pattern) or fnmatch.fnmatchcase(short[i], pattern)
+        ]
+        if not found:
+            raise InputError(f"{name}: no parameter matches {pattern!r}; the parameters are {', '.join(paths)}")
+        for i in found:
+            values[i] = value
+    return values

@@ -1,0 +1,75 @@
+"""A model as a kernel function sees it: its apply function, the laws of its parameters, the shapes of its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from infnet.arguments import Inputs
+from infnet.errors import InputError
+from infnet.independence import one_example
+from infnet.priors import Prior, Unreadable, path_name
+from infnet.program import Program
+from infnet.rules import read
+from infnet.trace import trace_at_batch_sizes
+
+PyTree = Any
+
+
+class Model:
+    """What is traced into a program.
+
+    Attributes:
+        inputs: the structure and shapes of the inputs.
+        paths, priors: of the parameters, in the order of the leaves of their pytree.
+        tree: the structure of that pytree.
+    """
+
+    def __init__(self, apply_fn: Callable[..., PyTree], priors: PyTree, inputs: Inputs, output: Any):
+        self.inputs = inputs
+        self._apply_fn = apply_fn
+        self._output = output
+        leaves, self.tree = jax.tree_util.tree_flatten_with_path(priors, is_leaf=_is_prior)
+        self.paths = [path_name(path) for path, _ in leaves]
+        self.priors: list[Prior] = [prior for _, prior in leaves]
+        for path, prior in zip(self.paths, self.priors, strict=True):
+            if not isinstance(prior, Prior) or prior.shape is None:
+                raise InputError(
+                    f"priors must be a pytree of infnet.Prior with shapes, but {path!r} is {prior!r}: "
+                    "use infnet.infer_priors(init_fn, ...), or give Prior(mean, std, shape=..., dtype=...)"
+                )
+
+    def program(self, dtypes: tuple[Any, ...], float64: bool) -> Program:
+        """The program of one example whose leaves have these dtypes; `float64`: they and the parameters are float64."""
+
+        def struct(shape: Any, dtype: Any) -> jax.ShapeDtypeStruct:
+            wide = float64 and jnp.issubdtype(dtype, jnp.floating)
+            return jax.ShapeDtypeStruct(shape, jnp.float64 if wide else dtype)
+
+        leaves, tree = jax.tree.flatten(self.inputs.example)
+        inputs = jax.tree.unflatten(tree, [struct(x.shape, d) for x, d in zip(leaves, dtypes, strict=True)])
+        params = jax.tree.unflatten(self.tree, [struct(p.shape, p.dtype) for p in self.priors])
+        traced = one_example(trace_at_batch_sizes(self._single_output, params, inputs), len(self.priors))
+        nonzero_mean = frozenset(i for i, p in enumerate(self.priors) if np.any(np.asarray(p.mean)))
+        varying = {i: np.shape(p.std) for i, p in enumerate(self.priors) if np.size(p.std) > 1}
+        return read(traced, nonzero_mean, varying)
+
+    def _single_output(self, params: PyTree, *inputs: PyTree) -> jax.Array:
+        batch_axis = self.inputs.batch_axis
+        result = self._apply_fn(params, *jax.tree.map(lambda x: jnp.moveaxis(x, 0, batch_axis), inputs))
+        result = self._output(result) if self._output else result
+        leaves = jax.tree.leaves(result)
+        if len(leaves) != 1:
+            raise InputError(
+                f"the model returns {len(leaves)} arrays; pick one with output=, for example "
+                "output=lambda y: y['logits']"
+            )
+        return leaves[0]
+
+
+def _is_prior(leaf: Any) -> bool:
+    return isinstance(leaf, Prior | Unreadable)
