@@ -106,6 +106,7 @@ class KernelFn:
         self._computations: dict[Any, Computation] = {}
         self._variances: dict[Any, dict[int, float]] = {}
         self._compiled: dict[Any, Any] = {}
+        self._error: float | None = None
         # What has no kernel is refused now, rather than at the first call.
         dtypes = model.inputs.dtypes
         self._computation(dtypes).plan(("nngp",), (1, 2))
@@ -156,9 +157,8 @@ class KernelFn:
 
     def explain(self) -> Explanation:
         """A printable table: one row per step of the kernel computation, in order."""
-        return explain(
-            self._computation(self._model.inputs.dtypes), self._model.paths, self._model.priors, self._options.precision
-        )
+        computation, model = self._computation(self._model.inputs.dtypes), self._model
+        return explain(computation, model.paths, model.priors, self._options.precision, self._error)
 
     # Hyperparameters
 
@@ -216,6 +216,7 @@ class KernelFn:
                 self._settle(dtypes, x)
             values = self._compute(key, make, dtypes, inputs)
             self._check_error(float(values["error"]))
+        self._error = None if traced else float(values["error"])
         finite = values.pop("finite")
         if not traced and not finite:
             self._raise_not_finite(values, dtypes, inputs)

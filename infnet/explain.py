@@ -47,8 +47,10 @@ class Explanation:
         return "\n".join([lines[0], rule, *lines[1:], *self.remarks])
 
 
-def explain(computation: Computation, paths: Sequence[str], priors: Sequence[Prior], precision: str) -> Explanation:
-    """One row per step between two different examples."""
+def explain(
+    computation: Computation, paths: Sequence[str], priors: Sequence[Prior], precision: str, error: float | None
+) -> Explanation:
+    """One row per step between two different examples; `error`: the largest bound of the last run."""
     plan = computation.plan(("ntk",), (1, 2))
     rows, widths, kurtosis = [], [], []
     for step in plan.steps:
@@ -70,6 +72,8 @@ def explain(computation: Computation, paths: Sequence[str], priors: Sequence[Pri
     parameterization = "ntk" if computation.ntk_units else "as_model"
     dtype = "float64" if precision == "highest" else jnp.dtype(computation.dtype).name
     remarks = [f"{parameterization} parameterization; NNGP and NTK per output channel, computed in {dtype}"]
+    if error:
+        remarks.append(f"in the last call, the relative error of each of these kernels was at most {error:.2g}")
     if widths:
         width, module = min(widths)
         remarks.append(f"channels sent to infinity; the smallest width is {width} ({module})")

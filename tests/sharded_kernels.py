@@ -1,9 +1,11 @@
 """Compiles kernel functions for eight virtual devices and prints what their HLO does; run by test_sharding.py."""
 
 import json
+import math
 import os
 import re
 import sys
+from pathlib import Path
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
@@ -13,6 +15,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import infnet
 import infnet.tiling
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import activations
 
 COLLECTIVE = re.compile(r"= *\(?\w+\[([\d,]*)\][^=\n]*? (?:all-gather|all-reduce|all-to-all|collective-permute)")
 N = 64
@@ -40,9 +45,21 @@ MODELS = {
 }
 
 
-def report(name, tile_entries, several):
+def shards(arrays):
+    """The number of different parts that each array is in."""
+    return [len({str(s.index) for s in a.addressable_shards}) for a in arrays]
+
+
+def moved(compiled):
+    """The size of the largest array that devices exchange."""
+    sizes = [[int(n) for n in dims.split(",") if n] for dims in COLLECTIVE.findall(compiled.as_text())]
+    return max(map(math.prod, sizes), default=0)
+
+
+def report(name, tile_entries, x2):
     """What one kernel function does with rows on eight devices, x2 given (on all of them) or x1 itself."""
-    infnet.tiling.TILE_ENTRIES = tile_entries
+    infnet.tiling.TILE_ENTRIES = int(tile_entries)
+    several = x2 == "x2"
     apply, laws, shape = MODELS[name]
     x = jax.random.normal(jax.random.key(0), (N, *shape))
     kernel_fn = infnet.kernel_fn(apply, laws, x)
@@ -54,16 +71,27 @@ def report(name, tile_entries, several):
     found = compiled(*arguments)
     wanted = kernel_fn(x, x[::-1] if several else None, get=("nngp", "ntk"))
     eager = kernel_fn(*arguments, get=("nngp", "ntk"))
-    moved = [[int(n) for n in dims.split(",") if n] for dims in COLLECTIVE.findall(compiled.as_text())]
+    results = (*found, *eager)
     return {
-        "shards": [len({str(s.index) for s in k.addressable_shards}) for k in (*found, *eager)],
-        "moved": max((int(jnp.prod(jnp.array(dims))) for dims in moved), default=0),
-        "error": max(
-            float(jnp.abs(a / b - 1).max()) for a, b in zip((*found, *eager), (*wanted, *wanted), strict=True)
-        ),
+        "shards": shards(results),
+        "moved": moved(compiled),
+        "error": max(float(jnp.abs(a / b - 1).max()) for a, b in zip(results, (*wanted, *wanted), strict=True)),
     }
 
 
+def report_activations(name):
+    """What the kernel of one activation does with a matrix of pairs whose rows are on eight devices."""
+    activation = activations.activation_of(activations.CASES[name])
+    mesh = Mesh(jax.devices(), ("rows",))
+    rows, columns = NamedSharding(mesh, PartitionSpec("rows")), NamedSharding(mesh, PartitionSpec())
+    q = [
+        jax.device_put(x, where)
+        for x, where in zip(activations.gram(N, N, "float32"), (rows, rows, columns), strict=True)
+    ]
+    compiled = jax.jit(lambda *q: activation.kernel(*q, True)).lower(*q).compile()
+    return {"shards": shards(compiled(*q)), "moved": moved(compiled)}
+
+
 print(
-    json.dumps([report(name, int(entries), several == "x2") for name, entries, several in map(str.split, sys.argv[1:])])
+    json.dumps({case: report_activations(case) if " " not in case else report(*case.split()) for case in sys.argv[1:]})
 )

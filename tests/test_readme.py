@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import re
 from pathlib import Path
@@ -16,8 +17,8 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +44,8 @@ def test_the_example_is_short():
 
 
 def test_printed_output_is_the_real_one(executed):
-    _, (_, kernel, explanation) = executed
-    assert kernel == blocks("text")[0].rstrip()
-    assert explanation == blocks("text")[1].rstrip()
+    _, (_, *printed) = executed
+    assert printed == [text.rstrip() for text in blocks("text")[:3]]
 
 
 def test_the_refusal_is_the_real_one():
@@ -64,7 +64,7 @@ class CNN(nn.Module):
     exec(compile(model, "model.py", "exec"), names)
     with pytest.raises(UnsupportedError) as refusal:
         infnet_flax.annotate(names["CNN"]()).kernel(jnp.ones((2, 8, 8, 1)))
-    assert str(refusal.value).split() == blocks("text")[2].split()
+    assert str(refusal.value).split() == blocks("text")[3].split()
 
 
 def test_there_are_two_commands_and_each_makes_its_environment():
@@ -76,6 +76,30 @@ def test_there_are_two_commands_and_each_makes_its_environment():
         assert len(command.splitlines()) == 1
         assert command.startswith(f"python3 -m venv .venv && .venv/bin/pip install -q -e '.[{extra}]' && ")
         assert command.rstrip().endswith(f".venv/bin/{last}")
+
+
+def test_the_table_of_activations_is_the_list_that_is_tested():
+    spec = importlib.util.spec_from_file_location("readme_activations", ROOT / "benchmarks/activations.py")
+    table = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(table)
+    rows = [[c.strip() for c in line.split(" | ")] for line in README.splitlines() if line.startswith("| ")]
+    found = {row[0][2:]: row[1:] for row in rows if row[0][2:] in table.CASES}
+    assert list(found) == list(table.CASES)
+    for name, case in table.CASES.items():
+        written, kernel, source, error, _, _ = found[name]
+        assert (written, source) == (f"`{case.written}`", case.source)
+        exact = table.activation_of(case).exact
+        assert kernel == ("closed form" if exact == "exact" else exact)
+        assert float(error) <= 3e-6
+
+
+def test_the_other_documents_run():
+    for path in (ROOT / "docs").glob("*.md"):
+        names, output = {"__name__": path.stem}, io.StringIO()
+        with contextlib.redirect_stdout(output):
+            for block in blocks("python", path.read_text()):
+                exec(compile(block, path.name, "exec"), names)
+        assert output.getvalue() == "".join(blocks("text", path.read_text()))
 
 
 def test_the_files_of_the_map_exist_and_none_is_missing():
