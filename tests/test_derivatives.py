@@ -11,7 +11,7 @@ import infnet
 from infnet.errors import InputError
 
 WIDTH, D = 16, 3
-PHI = {"relu": jax.nn.relu, "tanh": jnp.tanh, "gelu": jax.nn.gelu}
+PHI = {"relu": jax.nn.relu, "erf": jax.lax.erf, "silu": jax.nn.silu}
 STEP = 1e-6
 
 
