@@ -55,7 +55,7 @@ def define(
 
     @primitive.def_impl
     def _eager(*operands, **params):
-        if jax.config.jax_disable_jit:  # else binding would come back here
+        if jax.config.jax_disable_jit:  # type: ignore[attr-defined]  # else binding would come back here
             return impl(*operands, **params)
         return compiled(tuple(sorted(params.items())))(*operands)
 
