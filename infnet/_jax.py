@@ -25,6 +25,7 @@ __all__ = [
     "batching",
     "evaluate_equation",
     "jaxpr_as_fun",
+    "jit_is_disabled",
     "lax_primitives",
     "mlir",
     "optimization_barrier_p",
@@ -41,6 +42,12 @@ def evaluate_equation(equation: JaxprEqn, values: Sequence[Any]) -> list[Any]:
     name = DebugInfo("infnet", equation.primitive.name, None, None)
     jaxpr = Jaxpr((), list(bound), equation.outvars, [equation], equation.effects, name)
     return jaxpr_as_fun(ClosedJaxpr(jaxpr, ()))(*bound.values())
+
+
+def jit_is_disabled() -> bool:
+    """Whether the code runs inside of `jax.disable_jit()`; `jax.config` does not declare its options' types."""
+    config: Any = jax.config
+    return bool(config.jax_disable_jit)
 
 
 def _primitive_of(function: Callable[..., Any], *shape: int) -> Primitive:

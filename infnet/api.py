@@ -81,7 +81,9 @@ def kernel_fn(
     model = Model(apply_fn, priors, Inputs(example_inputs, batch_axis), output)
     rates = learning_rates(model.paths, model.tree, trainable, lr_scale)
     weights = Weights([p.mean for p in model.priors], [p.std for p in model.priors], rates)
-    options = Options(parameterization, precision, positive("tol", tol), q_max and positive("q_max", q_max))
+    options = Options(
+        parameterization, precision, positive("tol", tol), None if q_max is None else positive("q_max", q_max)
+    )
     return KernelFn(model, weights, options)
 
 

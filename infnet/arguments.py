@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import jax
@@ -35,7 +37,7 @@ def one_of(name: str, value: Any, allowed: Sequence[str]) -> None:
 
 def positive(name: str, value: Any) -> float:
     """`value` as a number above zero."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < math.inf:
         raise InputError(f"{name} must be a positive number, not {value!r}")
     return float(value)
 

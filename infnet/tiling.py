@@ -20,9 +20,6 @@ from infnet.plan import Ask, Plan
 PyTree = Any
 # Entries of the largest block of a tile: with two moments in float32, 2 MiB. See benchmarks/tiles.py.
 TILE_ENTRIES = 2**18
-# XLA makes one loop of all layers of a dense network. Inside a loop over tiles, that loop is fast to 25 layers (100
-# steps), and a thousand times slower at 50; without tiles it is fast at any depth.
-DEEP_STEPS = 100
 
 
 def tile_sizes(plan: Plan, n1: int, n2: int, symmetric: bool, devices: int = 1) -> tuple[int, int]:
@@ -31,7 +28,7 @@ def tile_sizes(plan: Plan, n1: int, n2: int, symmetric: bool, devices: int = 1) 
     largest = max((math.prod(shape) for shape in blocks), default=1)
     pairs = max(1, TILE_ENTRIES // largest)  # of each device
     shares = math.gcd(n1, devices)
-    if n1 * n2 <= pairs * shares or (largest == 1 and len(blocks) > DEEP_STEPS):
+    if n1 * n2 <= pairs * shares:
         return n1, n2
     side = max(1, math.isqrt(pairs))
     if symmetric:

@@ -87,7 +87,7 @@ def finite_width_kernels(
     # a closure: modules need not be hashable (nn.Sequential of a list is not)
     sample = partial(one_sample, module, x1, x2, trainable=trainable)
     samples = jax.jit(partial(jax.lax.map, sample))(keys)
-    return Kernels(*(np.asarray(s) for s in samples))
+    return Kernels(*(np.asarray(s, np.float64) for s in samples))
 
 
 def fit_inverse_width(widths: Sequence[float], means: np.ndarray, standard_errors: np.ndarray) -> Fit:
@@ -110,7 +110,7 @@ def extrapolate(
     x2: np.ndarray,
     key: jax.Array,
     *,
-    widths: Sequence[int] = (1, 2, 4),
+    widths: Sequence[int] = (1, 4),
     n_samples: int | Sequence[int] = 1000,
     analytic: Callable[[int], tuple[np.ndarray, np.ndarray]] | None = None,
     **options: Any,

@@ -13,6 +13,10 @@ from infnet.errors import InputError
 WIDTH, D = 16, 3
 PHI = {"relu": jax.nn.relu, "erf": jax.lax.erf, "silu": jax.nn.silu}
 STEP = 1e-6
+# One process for each: the compiled functions are shared.
+every_phi = pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.xdist_group(f"derivatives {n}")) for n in PHI]
+)
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +79,7 @@ def differences(name, x1, x2, direction, what="value"):
     return (up - down) / (2 * STEP)
 
 
-@pytest.mark.parametrize("name", PHI)
+@every_phi
 def test_in_the_inputs(name):
     x1, x2 = points()
     direction = np.random.default_rng(2).normal(size=(2, D))
@@ -85,7 +89,7 @@ def test_in_the_inputs(name):
     np.testing.assert_allclose(found["second"], differences(name, x1, x2, direction, "forward"), rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", PHI)
+@every_phi
 def test_in_the_hyperparameters(name):
     x1, x2 = points()
     stds = kernel_of(name).hyperparameters
@@ -99,6 +103,7 @@ def test_in_the_hyperparameters(name):
         np.testing.assert_allclose(slope, (up["value"] - down["value"]) / (2 * STEP), rtol=1e-7)
 
 
+@pytest.mark.xdist_group("derivatives relu")
 @pytest.mark.parametrize("where", ["coincident", "antiparallel", "zero"])
 def test_symmetric_at_special_points(where):
     """The NTK of a kinked function has one-sided slopes there: the derivative is their mean."""
@@ -118,6 +123,7 @@ def test_symmetric_at_special_points(where):
         )
 
 
+@pytest.mark.xdist_group("derivatives relu")
 def test_hyperparameters_are_checked_and_nothing_is_traced_again():
     kernel_fn = kernel_of("relu")
     x, _ = points()

@@ -1,5 +1,7 @@
 """Unusual but legal inputs: empty, single, duplicated, zero and NaN examples; dtypes; zero patches."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,16 +14,24 @@ import infnet_flax
 from infnet import tiling
 
 CASES = {c.name: c for c in zoo.CASES}
-NAMES = ["mlp_relu", "mlp_erf", "mlp_gelu", "conv_same_flatten", "conv_global_pool"]
+# One process for each network: its kernel function is shared by all tests of it.
+every_network = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.xdist_group(f"edge cases {name}"))
+        for name in ("mlp_relu", "mlp_erf", "mlp_gelu", "conv_same_flatten", "conv_global_pool")
+    ],
+)
 
 
+@functools.cache
 def kernel_of(name, dtype=jnp.float32):
     case = CASES[name]
     x = jnp.asarray(np.random.RandomState(1).randn(5, *case.shape), dtype)
     return infnet_flax.kernel_fn(case.make(dtype=dtype), x), x
 
 
-@pytest.mark.parametrize("name", NAMES)
+@every_network
 def test_empty_batches(name):
     k, x = kernel_of(name)
     assert k(x[:0], x, "ntk").shape == (0, 5)
@@ -30,7 +40,7 @@ def test_empty_batches(name):
     assert k.diag(x[:0], "ntk").shape == (0,)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@every_network
 def test_one_example_duplicates_and_diagonal_agree(name):
     k, x = kernel_of(name)
     both = k(x)
@@ -45,7 +55,7 @@ def test_one_example_duplicates_and_diagonal_agree(name):
     np.testing.assert_allclose(k(x, x[:2], "ntk"), both.ntk[:, :2], rtol=5e-3)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@every_network
 def test_rows_of_zeros_are_finite(name):
     k, x = kernel_of(name)
     kernel = k(x.at[1].set(0))
@@ -60,7 +70,7 @@ def test_zero_row_without_biases_has_zero_kernel():
     assert kernel.nngp[1].tolist() == kernel.ntk[1].tolist() == [0.0, 0.0]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@every_network
 def test_nan_in_one_example_stays_in_its_row_and_column(name):
     k, x = kernel_of(name)
     poisoned = x.at[(2, *(0,) * (x.ndim - 1))].set(jnp.nan)
@@ -76,7 +86,7 @@ def test_nan_in_one_example_stays_in_its_row_and_column(name):
     assert np.isfinite(rows[rest]).all()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@every_network
 def test_float32_agrees_with_float64(name):
     k32, x = kernel_of(name)
     with jax.enable_x64(True):

@@ -23,7 +23,10 @@ sys.modules[SPEC.name] = TABLE
 SPEC.loader.exec_module(TABLE)
 
 KINKS = [-3.0, -1.0, 0.0, 0.5, 1.0, 3.0, 6.0]  # of all activations in the list
-every_activation = pytest.mark.parametrize("name", TABLE.CASES)
+# One process for each activation: its compiled functions are shared by all tests of it.
+every_activation = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in TABLE.CASES]
+)
 N = 12
 
 
@@ -43,11 +46,15 @@ def pair(name, q):
     return jnp.stack(activation(name).kernel(*q, True))
 
 
+TRACED = []
+
+
 @functools.cache
 def values(name):
     """K and Kdot of N triples, and of each variance with itself; compiled once for each activation and dtype."""
 
     def function(q):
+        TRACED.append((name, q.dtype))
         _, q11, q22 = q.T
         own = [jnp.stack(activation(name).squares(x)) for x in (q11, q22)]
         return pair(name, q.T), *own
@@ -76,7 +83,8 @@ def transformed(name):
             "grad of grad": second,
         }
 
-    return jax.jit(function)
+    # Few numbers go through large programs here: compiling well would take longer than running badly.
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def triples(seed=0, largest=TABLE.Q_MAX):
@@ -122,16 +130,10 @@ def test_float32(name):
 
 @every_activation
 def test_nothing_is_traced_twice(name):
-    traced = []
-
-    @jax.jit
-    def function(q):
-        traced.append(name)
-        return pair(name, q.T)
-
-    function(triples(2))
-    function(triples(3))
-    assert len(traced) == 1
+    for dtype in ("float32", "float64"):
+        for seed in (2, 3):
+            values(name)(triples(seed).astype(dtype))
+        assert TRACED.count((name, np.dtype(dtype))) == 1
 
 
 def quadrature(phi, q12, q11, q22, mean=0.0):

@@ -34,7 +34,7 @@ def joint_kernel(one: Activation, two: Activation, report: Report = lambda bound
     if one == two and not isinstance(one, PiecewiseActivation):
         return one.kernel
     if isinstance(one, Homogeneous) and isinstance(two, Homogeneous) and one.values[0] == two.values[0]:
-        return _polarised(one, two)
+        return _polarised(one, two, report)
     if isinstance(one, ExponentialActivation) and isinstance(two, ExponentialActivation):
         return exponential.joint(one, two)
     left, right = _as_piecewise(one), _as_piecewise(two)
@@ -64,7 +64,7 @@ def _of_pieces(one: PiecewiseActivation, two: PiecewiseActivation, report: Repor
     def kernel(
         q12: jax.Array, q11: jax.Array, q22: jax.Array, derivative: bool, means: Means = None
     ) -> tuple[jax.Array, ...]:
-        report(rounding(q11, q22, means))
+        report(rounding(q11, q22, derivative, means))
         return exact(q12, q11, q22, derivative, means)
 
     return kernel
@@ -84,18 +84,19 @@ def _of_series(one: SeriesActivation, two: SeriesActivation, report: Report) -> 
     return kernel
 
 
-def _polarised(one: Homogeneous, two: Homogeneous) -> JointKernel:
+def _polarised(one: Homogeneous, two: Homogeneous, report: Report) -> JointKernel:
     """Sums and differences of homogeneous functions of one degree are homogeneous too, and kernels are bilinear.
 
     So 4 K(phi, psi) = K(phi + psi, phi + psi) - K(phi - psi, phi - psi).
     """
     total, difference = _combined(one, two, 1.0), _combined(one, two, -1.0)
+    with_means = _of_pieces(one.general, two.general, report)
 
     def kernel(
         q12: jax.Array, q11: jax.Array, q22: jax.Array, derivative: bool, means: Means = None
     ) -> tuple[jax.Array, ...]:
         if means is not None:
-            return piecewise.joint(one.general, two.general)(q12, q11, q22, derivative, means)
+            return with_means(q12, q11, q22, derivative, means)
         both = (f.kernel(q12, q11, q22, derivative) for f in (total, difference))
         return tuple((a - b) / 4 for a, b in zip(*both, strict=True))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 
 from infnet.activations.protocol import Means
 from infnet.primitives.angles import safe_sqrt
-from infnet.primitives.piecewise import Shape, piecewise, piecewise_mean
+from infnet.primitives.piecewise import Shape, piecewise, piecewise_mean, takes_taylor
 from infnet.primitives.shapes import derivative, is_odd, square, summands
 
 NEGLIGIBLE = 1e-5
@@ -56,17 +57,17 @@ class PiecewiseActivation:
 
 
 def rounding(one: PiecewiseActivation, two: PiecewiseActivation) -> Callable[..., jax.Array]:
-    """A function of (q11, q22, means): rounding errors of the joint kernels, relative to `sqrt(E phi^2 E psi^2)`.
+    """A function of (q11, q22, derivative, means): rounding errors of the joint kernels.
 
-    The kernels are sums of those of `summands`; where these cancel, as those of hard tanh do at variances much larger
-    than 1, digits are lost. Errors up to `NEGLIGIBLE` count as 0.
+    Relative to `sqrt(E phi^2 E psi^2)`. The kernels are sums of those of `summands`; where these cancel, as those of
+    hard tanh do at variances much larger than 1, digits are lost. Errors up to `NEGLIGIBLE` count as 0.
     """
 
-    def largest(q11: jax.Array, q22: jax.Array, means: Means = None) -> jax.Array:
+    def largest(q11: jax.Array, q22: jax.Array, derivative: bool, means: Means = None) -> jax.Array:
         m1, m2 = means or (None, None)
-        pairs = ((one.values, two.values), (one.slope, two.slope))
+        pairs = [(one.values, two.values), (one.slope, two.slope)][: 1 + derivative]
         sizes = [_cancellation(f, q11, m1) * _cancellation(g, q22, m2) for f, g in pairs]
-        error = jnp.finfo(q11.dtype).eps * jnp.maximum(*sizes)
+        error = jnp.finfo(q11.dtype).eps * functools.reduce(jnp.maximum, sizes)
         return jnp.where(error > NEGLIGIBLE, error, 0)
 
     return largest
@@ -74,16 +75,16 @@ def rounding(one: PiecewiseActivation, two: PiecewiseActivation) -> Callable[...
 
 def _cancellation(shape: Shape, q: jax.Array, mean: jax.Array | None) -> jax.Array:
     """The sum of the sizes `sqrt(E f^2)` of the summands of a function, over the size of their sum."""
-    if any(atom.rate for atom in shape.atoms):  # where these cancel, the primitive takes Taylor polynomials
-        return jnp.zeros_like(q)
     shapes = (shape, *summands(shape))
     if shape.smoothing:
         whole, *parts = piecewise(q, q, q, None if mean is None else (mean, mean), left=shapes, right=shapes)
     else:
         whole, *parts = piecewise_mean(q, mean, shapes=tuple(map(square, shapes)))
     total = sum(map(safe_sqrt, parts), jnp.zeros_like(q))
-    # Where there is no variance, values are not sums; and E f^2 may be lost to rounding altogether.
-    return jnp.where((q <= 0) | (total <= 0), 0, total / safe_sqrt(jnp.maximum(whole, jnp.finfo(q.dtype).tiny)))
+    # Where there is no variance, values are not sums, and where Taylor polynomials are taken, not these ones; and
+    # E f^2 may be lost to rounding altogether.
+    nothing = (q <= 0) | (total <= 0) | takes_taylor(shape, q, mean)
+    return jnp.where(nothing, 0, total / safe_sqrt(jnp.maximum(whole, jnp.finfo(q.dtype).tiny)))
 
 
 def joint(one: PiecewiseActivation, two: PiecewiseActivation) -> Callable[..., tuple[jax.Array, ...]]:

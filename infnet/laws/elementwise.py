@@ -27,7 +27,6 @@ from infnet.laws.moments import (
     Pointwise,
     Truncation,
     compress,
-    constant_cumulants,
 )
 from infnet.laws.moves import MOVES, move_rule, place
 from infnet.laws.values import (
@@ -36,6 +35,7 @@ from infnet.laws.values import (
     Constant,
     Key,
     Value,
+    as_moments,
     aval,
     bind,
     constant,
@@ -235,16 +235,20 @@ def _pointwise_rule(eqn: JaxprEqn, operands: Sequence[Value], laws: Sequence[Poi
         normal = _normal_of_uniform(eqn, laws[0]) if eqn.primitive is lax.erf_inv_p else None
         if normal is not None:
             return normal
-    # What is not a Constant here is a Pointwise law: the caller has sorted out the rest.
-    inner = tuple(v.value if isinstance(v, Constant) else v.expression for v in operands)  # type: ignore[union-attr]
+    inner = tuple(v.expression if isinstance(v, Pointwise) else _numbers(v) for v in operands)
     function = functools.partial(NUMPY_RULES[eqn.primitive], **eqn.params)
     return Pointwise(shape, draw, cut, Expression(function, inner))
 
 
+def _numbers(value: Value) -> np.ndarray:
+    """Of an operand that is not a law: the callers have sorted out the rest."""
+    assert isinstance(value, Constant)
+    return value.value
+
+
 def _as_affine(value: Value) -> Affine:
-    if isinstance(value, Constant):
-        return Affine(None, value.value)
-    assert isinstance(value, Pointwise)
+    if not isinstance(value, Pointwise):
+        return Affine(None, _numbers(value))
     assert value.affine is not None
     return value.affine
 
@@ -279,9 +283,8 @@ def _ineffective_clip(eqn: JaxprEqn, operands: Sequence[Value]) -> bool:
         return False
     low, high = law.support
     slack = 1e-6 * np.sqrt(law.cumulants.orders[1])
-    # The bounds are Constants: the caller found one law among the operands.
-    below = eqn.primitive is lax.min_p or bool(np.all(lower.value <= low + slack))  # type: ignore[union-attr]
-    above = eqn.primitive is lax.max_p or bool(np.all(upper.value >= high - slack))  # type: ignore[union-attr]
+    below = eqn.primitive is lax.min_p or bool(np.all(_numbers(lower) <= low + slack))
+    above = eqn.primitive is lax.max_p or bool(np.all(_numbers(upper) >= high - slack))
     return below and above
 
 
@@ -313,11 +316,7 @@ def _choice(eqn: JaxprEqn, which: Value, *cases: Value) -> Value:
     dtype = aval(eqn.invars[0]).dtype
     if not isinstance(which, Pointwise) or len(cases) != 2 or dtype != np.dtype(bool):
         raise NoLaw("it is not a choice between two laws by an independent draw")
-    # The cases are Constants or laws with cumulants: the caller has sorted out the rest.
-    no, yes = (
-        constant_cumulants(v.value) if isinstance(v, Constant) else v.cumulants  # type: ignore[union-attr]
-        for v in cases
-    )
+    no, yes = (as_moments(case).cumulants for case in cases)
     mixed = yes.mixed(no, which.cumulants.orders[0])
     return Moments(out_shape(eqn), mixed, roots_of([which, *cases]))
 

@@ -20,7 +20,6 @@ from infnet.primitives.define import define
 
 def _coefficients(degree: int) -> list[float]:
     """Of the powers of t^2, from the constant on."""
-
     n = degree + 1
     odd = 2 * np.arange(n) + 1
     t = np.cos(odd * np.pi / (4 * n))  # so that t^2 = (1 + cos(odd pi / 2n)) / 2, a Chebyshev node

@@ -16,7 +16,7 @@ these axes may have size 1. That is all `define` needs:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from types import MappingProxyType
 from typing import Any
@@ -24,7 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from infnet._jax import Primitive, ad, batching, mlir
+from infnet._jax import ClosedJaxpr, Primitive, ad, batching, jaxpr_as_fun, jit_is_disabled, mlir
 
 Implementation = Callable[..., tuple[jax.Array, ...]]
 # (primitive, platform) -> (reference implementation, implementation on that platform)
@@ -55,14 +55,13 @@ def define(
 
     @primitive.def_impl
     def _eager(*operands, **params):
-        if jax.config.jax_disable_jit:  # type: ignore[attr-defined]  # else binding would come back here
+        if jit_is_disabled():  # else binding would come back here
             return impl(*operands, **params)
         return compiled(tuple(sorted(params.items())))(*operands)
 
     @primitive.def_abstract_eval
     def _shapes(*operands, **params):
-        shapes = jax.eval_shape(partial(impl, **params), *operands)
-        return [jax.core.ShapedArray(s.shape, s.dtype) for s in shapes]
+        return _traced(impl, operands, params).out_avals
 
     def _batch(operands, axes, **params):
         lifted = [
@@ -79,8 +78,26 @@ def define(
 
     batching.primitive_batchers[primitive] = _batch
     ad.primitive_jvps[primitive] = _jvp
-    mlir.register_lowering(primitive, mlir.lower_fun(impl, multiple_results=True))
+    mlir.register_lowering(primitive, _lowering(impl))
     for platform, special in lowerings.items():
         LOWERINGS[primitive, platform] = impl, special
-        mlir.register_lowering(primitive, mlir.lower_fun(special, multiple_results=True), platform=platform)
+        mlir.register_lowering(primitive, _lowering(special), platform=platform)
     return primitive
+
+
+def _traced(impl: Implementation, operands: Sequence[Any], params: Mapping[str, Any]) -> ClosedJaxpr:
+    """The jaxpr of an implementation, traced once: transformations ask for it several times."""
+    shapes = tuple((x.shape, jnp.dtype(x.dtype)) for x in operands)
+    return _trace(impl, shapes, tuple(sorted(params.items())), jnp.result_type(float))
+
+
+@cache
+def _trace(impl: Implementation, shapes: Any, params: Any, _default_float: Any) -> ClosedJaxpr:
+    return jax.make_jaxpr(partial(impl, **dict(params)))(*(jax.ShapeDtypeStruct(*s) for s in shapes))
+
+
+def _lowering(impl: Implementation) -> Any:
+    def run(*operands: jax.Array, **params: Any) -> list[jax.Array]:
+        return jaxpr_as_fun(_traced(impl, operands, params))(*operands)
+
+    return mlir.lower_fun(run, multiple_results=True)

@@ -23,6 +23,8 @@ both follow from A and B in {-inf, 0, inf}. NaN gives NaN.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -189,20 +191,22 @@ def quadrant(c: Corner, e: Exponents) -> Quadrant:
     h, k = jnp.where(both, tiny, c.h), jnp.where(both, tiny, c.k)
     a, b = (jnp.where(both, _clip(tiny * c.tangent), x) for x in (c.a, c.b))
     apex = jnp.exp(e.apex)
-    inside = jnp.where((h < 0) & (k < 0), jnp.exp(e.whole), 0)
-    for x, z, exponent in ((h, a, e.first), (k, b, e.second)):
-        size, foot = jnp.abs(x), jnp.abs(z)
-        tail = scaled_tail(size)
-        flux = apex * _flux(size, foot, tail, scaled_tail(foot))
-        flux = jnp.where(z < 0, jnp.exp(exponent) * tail - flux, flux)
-        inside = inside + jnp.where(x < 0, -flux, flux)
-    return Quadrant(inside, _edge(c.a, e.apex, e.first), _edge(c.b, e.apex, e.second), apex)
+    # A loop over the two edges: XLA compiles its body once.
+    edges = [jnp.stack(jnp.broadcast_arrays(*(*pair, apex))[:2]) for pair in ((h, k), (a, b), (e.first, e.second))]
+    fluxes, (first, second) = jax.lax.map(partial(_edge, apex), edges)
+    inside = jnp.where((h < 0) & (k < 0), jnp.exp(e.whole), 0) + fluxes[0] + fluxes[1]
+    return Quadrant(inside, first, second, apex)
 
 
-def _edge(foot: jax.Array, apex: jax.Array, line: jax.Array) -> jax.Array:
-    """The part beyond its foot of a line."""
-    beyond = jnp.exp(apex) * scaled_tail(jnp.abs(foot))
-    return jnp.where(foot < 0, jnp.exp(line) - beyond, beyond)
+def _edge(apex: jax.Array, inputs: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """The flux through an edge, from its distance, its foot and the exponent of its line, and the part of the line."""
+    x, z, exponent = inputs
+    size, foot, line = jnp.abs(x), jnp.abs(z), jnp.exp(exponent)
+    tail, tail_of_foot = scaled_tail(size), scaled_tail(foot)
+    flux = apex * _flux(size, foot, tail, tail_of_foot)
+    flux = jnp.where(z < 0, line * tail - flux, flux)
+    beyond = apex * tail_of_foot
+    return jnp.where(x < 0, -flux, flux), jnp.where(z < 0, line - beyond, beyond)
 
 
 def orthant(h: jax.Array, k: jax.Array, rho: jax.Array) -> jax.Array:

@@ -25,6 +25,7 @@ Rounding errors are relative to the terms: for |x| much larger than the end poin
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -41,27 +42,34 @@ _TAYLOR = {4: (8, 0.1), 8: (8, 2e-3)}
 """For each precision, the degree of the Taylor polynomials and the `(rate x)^2` up to which they are used."""
 
 
+def _small(parts: Parts, q: jax.Array, mean: jax.Array | None) -> tuple[Parts, jax.Array] | None:
+    """The Taylor polynomials that stand for exponentials, and where they do; None if they never do."""
+    degree, limit = _TAYLOR[max(4, q.dtype.itemsize)]
+    found = near_points(parts, degree)
+    if found is None:
+        return None
+    polynomials, rate, points = found
+    offsets = [dot(*[(p if mean is None else mean - p,) * 2]) for p in points]
+    return polynomials, rate**2 * (q + sum(offsets)) <= limit
+
+
+def takes_taylor(shape: Shape, q: jax.Array, mean: jax.Array | None) -> jax.Array:
+    """Where Taylor polynomials stand for the exponentials of a function."""
+    found = _small(outward(shape.atoms), q, mean)
+    return jnp.zeros(q.shape, bool) if found is None else found[1]
+
+
 def _select_small(
     inputs: Sequence[tuple[Parts, jax.Array, jax.Array | None]], evaluate: Callable[..., Any]
 ) -> jax.Array:
     """`evaluate` the parts, one for each input `(parts, variance, mean)`, or their Taylor polynomials where small."""
-    dtype = inputs[0][1].dtype
-    degree, limit = _TAYLOR[max(4, dtype.itemsize)]
-    replaced, small = [], []
-    for parts, q, mean in inputs:
-        found = near_points(parts, degree)
-        if found is None:
-            replaced.append(parts)
-            continue
-        polynomials, rate, points = found
-        replaced.append(polynomials)
-        offsets = [dot(*[(p if mean is None else mean - p,) * 2]) for p in points]
-        small.append(rate**2 * (q + sum(offsets)) <= limit)
+    found = [_small(*one) for one in inputs]
     exact = evaluate(*(parts for parts, _, _ in inputs))
-    if not small:
+    conditions = [taylor[1] for taylor in found if taylor is not None]
+    if not conditions:
         return exact
-    condition = small[0] if len(small) == 1 else small[0] & small[1]
-    return jnp.where(condition, evaluate(*replaced), exact)
+    replaced = (one[0] if taylor is None else taylor[0] for one, taylor in zip(inputs, found, strict=True))
+    return jnp.where(functools.reduce(jnp.logical_and, conditions), evaluate(*replaced), exact)
 
 
 def _mean_of(shape: Shape, line: Line, at: Line) -> jax.Array:

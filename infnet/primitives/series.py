@@ -258,12 +258,18 @@ def _jvp(
     pairs = [(left1, right1), (left2, right), (left, right2), (left1, right), (left, right1)][: len(primals)]
     lefts, rights = (sum(side, ()) for side in zip(*pairs, strict=True))
     slopes = series_p.bind(*primals, left=lefts, right=rights, order=order, nodes=nodes)
-    count = len(left)
-    factors = [1, 0.5, 0.5, 1, 1]
-    tangents_out = tuple(
-        sum(factors[i] * slopes[i * count + k] * tangent for i, tangent in enumerate(tangents)) for k in range(count)
-    )
-    return outputs, (*tangents_out, *(jnp.zeros_like(bound) for bound in outputs[count:]))
+    bounds = outputs[len(left) :]
+    return outputs, (*_changes(slopes, (1, 0.5, 0.5, 1, 1), tangents), *map(jnp.zeros_like, bounds))
+
+
+def _changes(
+    slopes: Sequence[jax.Array], factors: Sequence[float], tangents: Sequence[jax.Array]
+) -> tuple[jax.Array, ...]:
+    """The sums over operands of `factor * slope * tangent`; first come all slopes by the first operand."""
+    count = len(slopes) // len(tangents)
+    steps = [factor * t for factor, t in zip(factors, tangents, strict=False)]
+    changes = ((slopes[i * count + k] * step for i, step in enumerate(steps)) for k in range(count))
+    return tuple(functools.reduce(jnp.add, terms) for terms in changes)
 
 
 series_p = define("series_kernel", _kernel, jvp=_jvp)
@@ -315,13 +321,9 @@ def _expectation_jvp(
     outputs = tuple(expectation_p.bind(*primals, functions=functions, nodes=nodes))
     first = tuple(f.derivative for f in functions)
     second = tuple(f.derivative for f in first)
-    count = len(functions)
-    slopes = expectation_p.bind(*primals, functions=second + first[: count * (len(primals) - 1)], nodes=nodes)
-    factors = [0.5, 1]
-    tangents_out = tuple(
-        sum(factors[i] * slopes[i * count + k] * tangent for i, tangent in enumerate(tangents)) for k in range(count)
-    )
-    return outputs, tangents_out
+    of_operands = (second, first)[: len(primals)]
+    slopes = expectation_p.bind(*primals, functions=sum(of_operands, ()), nodes=nodes)
+    return outputs, _changes(slopes, (0.5, 1), tangents)
 
 
 expectation_p = define("expectation_kernel", _expectation, jvp=_expectation_jvp)

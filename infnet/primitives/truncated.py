@@ -154,15 +154,14 @@ class Pair:
         if not wanted:
             return
         inputs = [t.loop_input() for t in wanted]
-        if len(inputs) == 1:
-            # A loop of length 1, or of equal steps, would be dissolved into what uses its result.
-            sign, *rest = inputs[0]
-            inputs.append((-sign, *rest))
         stacked = [
             jnp.stack([jnp.broadcast_to(jnp.asarray(x, self.q12.dtype), shape) for x in column])
             for column, shape in zip(zip(*inputs, strict=True), self._loop_shapes(), strict=True)
         ]
         tilted = any(rate for t in wanted for rate in t.rates)
+        if len(wanted) == 1:
+            wanted[0].quadrant = self._quadrant(tilted, [x[0] for x in stacked])
+            return
         results = jax.lax.map(partial(self._quadrant, tilted), stacked)
         for i, table in enumerate(wanted):
             table.quadrant = Quadrant(*(x[i] for x in results))

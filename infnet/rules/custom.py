@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -76,7 +76,7 @@ def _operand(reader: Reader, equation: Equation, var: int) -> Feature:
     return feature
 
 
-def _refuse(reader: Reader, equation: Equation, why: str, remedy: str) -> None:
+def _refuse(reader: Reader, equation: Equation, why: str, remedy: str) -> NoReturn:
     reader.refuse(equation, f"`{equation.params['operation']!r}` cannot be used here", why, remedy)
 
 

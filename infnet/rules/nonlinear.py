@@ -13,6 +13,7 @@ from infnet.activations import Activation, joint_kernel
 from infnet.errors import MONTE_CARLO, NonGaussianError, UnsupportedError
 from infnet.layout import Layout, filled, spread_left, spread_right
 from infnet.plan import Ask, AskMean, Moments, Request, Step, ask, variance
+from infnet.primitives.stored import stored
 from infnet.program import Elementwise, IndexLinear, KnownNode, Node, OneNode, Sum
 
 Spread = Callable[[Layout, jax.Array], jax.Array]
@@ -42,7 +43,7 @@ def nonlinear_step(request: Ask, u: Elementwise, v: Elementwise) -> Step:
         if with_itself:
             q, mean = left.read(context, own[:2], spread_left, request.layout)
             k, kdot = context.activation(u).squares(q, mean)
-            return Moments(filled(request.layout, k), None if t is None else kdot * t)
+            return Moments(stored(filled(request.layout, k)), None if t is None else stored(kdot * t))
         q1, mean1 = left.read(context, own[:2], spread_left, request.layout)
         q2, mean2 = right.read(context, own[2:], spread_right, request.layout)
         s = jnp.zeros(request.layout.shape, q1.dtype) if s is None else s
@@ -53,7 +54,7 @@ def nonlinear_step(request: Ask, u: Elementwise, v: Elementwise) -> Step:
         kernel = joint_kernel(context.activation(u), context.activation(v), context.report)
         assert kernel is not None
         k, *kdots = kernel(s, q1, q2, t is not None, means)
-        return Moments(filled(request.layout, k), None if t is None else kdots[0] * t)
+        return Moments(stored(filled(request.layout, k)), None if t is None else stored(kdots[0] * t))
 
     return Step(request, activation.name, u.where, needs, evaluate, activation.exact)
 

@@ -31,13 +31,19 @@ def test_equals_the_reference(key, dtype):
         assert all(jnp.isnan(y).all() for y in poisoned)
 
 
-@pytest.mark.parametrize("key", LOWERINGS, ids=lambda key: f"{key[0]}-{key[1]}")
+def here(platform):
+    """Whether this machine has such a device; it always has a CPU, beside others too."""
+    try:
+        return bool(jax.devices(platform))
+    except RuntimeError:
+        return False
+
+
+@pytest.mark.parametrize("key", [k for k in LOWERINGS if here(k[1])], ids=lambda key: f"{key[0]}-{key[1]}")
 def test_is_what_the_platform_runs(key):
-    """On this machine's platform the compiled primitive gives the special lowering's digits."""
+    """On a device of its platform the compiled primitive gives the special lowering's digits."""
     primitive, platform = key
-    if jax.default_backend() != {"cuda": "gpu"}.get(platform, platform):
-        pytest.skip(f"no {platform} here")
-    operands = [jnp.asarray(x, "float32") for x in DOMAINS[primitive.name]]
+    operands = jax.device_put([jnp.asarray(x, "float32") for x in DOMAINS[primitive.name]], jax.devices(platform)[0])
     found = jax.jit(primitive.bind)(*operands)
     for one, two in zip(found, jax.jit(LOWERINGS[key][1])(*operands), strict=True):
         np.testing.assert_array_equal(one, two)
