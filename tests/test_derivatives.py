@@ -13,10 +13,7 @@ from infnet.errors import InputError
 WIDTH, D = 16, 3
 PHI = {"relu": jax.nn.relu, "erf": jax.lax.erf, "silu": jax.nn.silu}
 STEP = 1e-6
-# One process for each: the compiled functions are shared.
-every_phi = pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.xdist_group(f"derivatives {n}")) for n in PHI]
-)
+every_phi = pytest.mark.parametrize("name", PHI)
 
 
 @pytest.fixture(autouse=True)
@@ -103,7 +100,6 @@ def test_in_the_hyperparameters(name):
         np.testing.assert_allclose(slope, (up["value"] - down["value"]) / (2 * STEP), rtol=1e-7)
 
 
-@pytest.mark.xdist_group("derivatives relu")
 @pytest.mark.parametrize("where", ["coincident", "antiparallel", "zero"])
 def test_symmetric_at_special_points(where):
     """The NTK of a kinked function has one-sided slopes there: the derivative is their mean."""
@@ -123,7 +119,6 @@ def test_symmetric_at_special_points(where):
         )
 
 
-@pytest.mark.xdist_group("derivatives relu")
 def test_hyperparameters_are_checked_and_nothing_is_traced_again():
     kernel_fn = kernel_of("relu")
     x, _ = points()

@@ -14,13 +14,8 @@ import infnet_flax
 from infnet import tiling
 
 CASES = {c.name: c for c in zoo.CASES}
-# One process for each network: its kernel function is shared by all tests of it.
 every_network = pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.xdist_group(f"edge cases {name}"))
-        for name in ("mlp_relu", "mlp_erf", "mlp_gelu", "conv_same_flatten", "conv_global_pool")
-    ],
+    "name", ["mlp_relu", "mlp_erf", "mlp_gelu", "conv_same_flatten", "conv_global_pool"]
 )
 
 

@@ -23,10 +23,7 @@ sys.modules[SPEC.name] = TABLE
 SPEC.loader.exec_module(TABLE)
 
 KINKS = [-3.0, -1.0, 0.0, 0.5, 1.0, 3.0, 6.0]  # of all activations in the list
-# One process for each activation: its compiled functions are shared by all tests of it.
-every_activation = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in TABLE.CASES]
-)
+every_activation = pytest.mark.parametrize("name", TABLE.CASES)
 N = 12
 
 

@@ -11,7 +11,6 @@ import infnet
 from infnet.errors import NumericalError
 
 WIDTH, N = 64, 8
-pytestmark = pytest.mark.xdist_group("precision")  # the kernel functions are shared
 
 
 def network(depth, phi=jax.nn.relu):

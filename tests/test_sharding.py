@@ -11,27 +11,12 @@ import pytest
 ROOT = Path(__file__).parent.parent
 N = 64  # examples, as in sharded_kernels.py
 CASES = ["dense 262144 x2", "dense 512 x2", "dense 512 x1", "convolutional 8192 x1"]
-# One of each primitive, and of each way in which it is computed.
-ACTIVATIONS = [
-    "relu",
-    "squared_relu",
-    "hard_tanh",
-    "elu",
-    "probit",
-    "monomial",
-    "sin",
-    "gabor",
-    "erf",
-    "gelu",
-    "silu",
-    "tanh",
-]
 INPUT_SIZE = {"dense": 4, "convolutional": 32}
 
 
 @pytest.fixture(scope="module")
 def reports():
-    script = [sys.executable, str(ROOT / "tests/sharded_kernels.py"), *CASES, *ACTIVATIONS]
+    script = [sys.executable, str(ROOT / "tests/sharded_kernels.py"), *CASES]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_ENABLE_X64": "0"}
     result = subprocess.run(script, capture_output=True, text=True, check=True, cwd=ROOT, env=environment)
     return json.loads(result.stdout)
@@ -46,6 +31,8 @@ def test_the_kernel_is_sharded_and_not_gathered(reports, case):
     assert report["error"] < 2e-6
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
-def test_kernels_of_activations_are_sharded(reports, name):
-    assert reports[name] == {"shards": [8, 8], "moved": 0}
+def test_kernels_of_every_activation_are_sharded(reports):
+    activations = {name: found for name, found in reports.items() if name not in CASES}
+    assert len(activations) >= 40
+    for name, found in activations.items():
+        assert found == {"shards": [8, 8], "moved": 0}, name

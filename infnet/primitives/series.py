@@ -259,14 +259,14 @@ def _jvp(
     lefts, rights = (sum(side, ()) for side in zip(*pairs, strict=True))
     slopes = series_p.bind(*primals, left=lefts, right=rights, order=order, nodes=nodes)
     bounds = outputs[len(left) :]
-    return outputs, (*_changes(slopes, (1, 0.5, 0.5, 1, 1), tangents), *map(jnp.zeros_like, bounds))
+    return outputs, (*_changes(slopes[: len(lefts)], (1, 0.5, 0.5, 1, 1), tangents), *map(jnp.zeros_like, bounds))
 
 
 def _changes(
     slopes: Sequence[jax.Array], factors: Sequence[float], tangents: Sequence[jax.Array]
 ) -> tuple[jax.Array, ...]:
     """The sums over operands of `factor * slope * tangent`; first come all slopes by the first operand."""
-    count = len(slopes) // len(tangents)
+    count = len(slopes) // len(tangents)  # of functions
     steps = [factor * t for factor, t in zip(factors, tangents, strict=False)]
     changes = ((slopes[i * count + k] * step for i, step in enumerate(steps)) for k in range(count))
     return tuple(functools.reduce(jnp.add, terms) for terms in changes)
