@@ -120,6 +120,19 @@ def test_rounding_of_bounded_activations_is_not_hidden():
     np.testing.assert_allclose(found, sign, atol=5e-3)
 
 
+def test_exponentials_that_cancel_keep_their_digits():
+    """exp(x) - 1 at small and at large variances: right, and known to be."""
+    x, _ = pairs(1.0)
+    laws = priors(1, jnp.float32, 1.0)
+    both = [infnet.kernel_fn(network(1, jax.nn.elu), laws, x, precision=p) for p in ("highest", "default")]
+    for w_std in (1e-2, 0.3, 100.0):
+        stds = jax.tree.map(lambda std, w_std=w_std: w_std * std, both[0].hyperparameters)
+        exact, found = (kernel_fn.with_hyperparameters(stds)(x) for kernel_fn in both)
+        assert found.error == exact.error == 0
+        sizes = np.sqrt(np.outer(exact.cov1, exact.cov1))
+        assert (np.abs(found.nngp - exact.nngp) / sizes).max() < 5e-6
+
+
 def test_overflow_names_the_layer():
     x, _ = pairs(1.0)
     laws = priors(3, jnp.float32, 1e10)

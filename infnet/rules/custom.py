@@ -14,6 +14,7 @@ from infnet.errors import MONTE_CARLO, InputError, NonGaussianError, Unsupported
 from infnet.kernel import Kernel
 from infnet.layout import filled, spread_left, spread_right
 from infnet.plan import Ask, Moments, Step, ask, variance
+from infnet.primitives.stored import stored
 from infnet.program import Custom, Feature, Node, Param, Segment
 from infnet.reader import READS, Reader
 from infnet.rules.contraction import input_feature, new_channels
@@ -106,7 +107,8 @@ def custom_step(request: Ask, u: Custom, v: Custom) -> Step:
         assert u.operation.rule is not None
         mapped = u.operation.rule(kernel, *weights)
         _check_result(u, mapped, request.layout.shape)
-        return Moments(filled(request.layout, mapped.nngp), filled(request.layout, mapped.ntk) if request.ntk else None)
+        kernels = mapped.nngp, mapped.ntk if request.ntk else None
+        return Moments(*(None if k is None else stored(filled(request.layout, k)) for k in kernels))
 
     return Step(request, repr(u.operation), u.where, needs, evaluate, "as its author says")
 
