@@ -45,7 +45,7 @@ def test_one_example_duplicates_and_diagonal_agree(name):
     np.testing.assert_allclose(repeated.nngp[5, 0], repeated.nngp[0, 0], rtol=2e-5)
     np.testing.assert_allclose(repeated.ntk[5, 0], repeated.ntk[0, 0], rtol=5e-3)
     np.testing.assert_allclose(both.nngp, both.nngp.T, rtol=1e-6, atol=1e-7)  # sums are ordered differently
-    np.testing.assert_array_equal(jnp.diagonal(both.ntk), k.diag(x, "ntk"))
+    np.testing.assert_allclose(jnp.diagonal(both.ntk), k.diag(x, "ntk"), rtol=3e-7)  # another program: the last bit
     np.testing.assert_array_equal(both.cov1, jnp.diagonal(both.nngp))
     np.testing.assert_allclose(k(x, x[:2], "ntk"), both.ntk[:, :2], rtol=5e-3)
 
