@@ -177,6 +177,51 @@ class Total(IndexMap):
 
 
 @dataclass(frozen=True)
+class Matrix(IndexMap):
+    """A constant matrix applied to one axis of positions.
+
+    Attributes:
+        axis: of the positions.
+        rows: of the matrix, the size of the axis afterwards.
+        entries: float64 in row-major order, as bytes: maps with the same numbers are the same.
+    """
+
+    axis: int
+    rows: int
+    entries: bytes
+
+    @classmethod
+    def of(cls, sizes: tuple[int, ...], axis: int, matrix: np.ndarray) -> Matrix:
+        """The map by an array `[rows, sizes[axis]]`."""
+        return cls(sizes, axis, matrix.shape[0], np.ascontiguousarray(matrix, np.float64).tobytes())
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the result."""
+        return tuple(self.rows if k == self.axis else n for k, n in enumerate(self.sizes))
+
+    def side(self, array: jax.Array) -> jax.Array:
+        """Multiply along one of the leading axes."""
+        return self._along(array, self.axis)
+
+    def needs(self, wanted: Layout) -> Layout:
+        """All pairs of the positions that are mixed."""
+        offsets = [None if k == self.axis else d for k, d in enumerate(wanted.offsets)]
+        return Layout(self.sizes, self.sizes, tuple(offsets))
+
+    def both(self, moments: Moments, have: Layout, wanted: Layout) -> Moments:
+        """Multiply from both sides, and keep the offsets that are wanted."""
+        pair, offsets = 2 * self.axis, wanted.offsets[self.axis]
+        products = (self._along(self._along(m, pair), pair + 1) for m in moments)
+        return tuple(m if offsets is None else diagonals(m, pair, self.rows, offsets) for m in products)
+
+    def _along(self, array: jax.Array, axis: int) -> jax.Array:
+        matrix = np.frombuffer(self.entries).reshape(self.rows, -1).astype(array.dtype)
+        product = jnp.tensordot(matrix, array, (1, axis), precision=lax.Precision.HIGHEST)
+        return jnp.moveaxis(product, 0, axis)
+
+
+@dataclass(frozen=True)
 class Select(IndexMap):
     """Slices, flips and zero-padding: output position i of axis k is input position `step * i + first`, or zero.
 

@@ -63,7 +63,7 @@ class Reader:
         self.param_uses: dict[int, dict[ParamKey, Any]] = {}
         self._settled: dict[int, Feature] = {}
         self._elementwise: dict[tuple[int, int, int], Elementwise] = {}
-        self._constants: dict[int, float | None] = {}
+        self._constants: dict[int, np.ndarray | None] = {}
         self._count = 0
         self.one = self.new(OneNode, sizes=(), where=Where(), leaves=frozenset(), gaussian=True, zero_mean=False)
         for var in trace.data_inputs:
@@ -108,13 +108,21 @@ class Reader:
     def constant(self, var: int) -> float | None:
         """The value of a Known variable that is one number, the same for every example; None if it is not that."""
         known = self.values[var]
-        if not isinstance(known, Known) or not known.constant or known.varies:
+        if not isinstance(known, Known) or known.varies:
+            return None
+        array = self.constant_array(var)
+        return None if array is None else float(array.flat[0])
+
+    def constant_array(self, var: int) -> np.ndarray | None:
+        """The value of a Known variable that is the same for every example; None if it is not, or is being traced."""
+        known = self.values[var]
+        if not isinstance(known, Known) or not known.constant:
             return None
         if var not in self._constants:
             self._constants[var] = self._evaluate_constant(var)
         return self._constants[var]
 
-    def _evaluate_constant(self, var: int) -> float | None:
+    def _evaluate_constant(self, var: int) -> np.ndarray | None:
         env = dict(self.trace.constants)
         with jax.ensure_compile_time_eval():
             for equation in needed_equations(self.trace, [var]):
@@ -123,7 +131,7 @@ class Reader:
                     return None
                 env.update(zip(equation.outputs, equation.evaluate(values), strict=True))
         value = env[var]
-        return None if isinstance(value, jax.core.Tracer) else float(np.asarray(value).flat[0])
+        return None if isinstance(value, jax.core.Tracer) else np.asarray(value)
 
     def field(
         self,

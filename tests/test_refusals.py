@@ -138,7 +138,14 @@ class ScaledByParameter(nn.Module):
         return nn.Dense(2)(nn.Dense(8)(x) * self.param("g", nn.initializers.ones, (8,)))  # here
 
 
+class GraphOfEachExample(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(2)(jnp.einsum("bij,bjc->bic", x[:, :, :1] - x[:, None, :, 0], nn.Dense(8)(x)))  # here
+
+
 REFUSED = [
+    (GraphOfEachExample, SEQUENCE, UnsupportedError, "dot_general", "sampling finite networks"),
     (SharedGate, VECTOR, UnsupportedError, "add", "same number of channels"),
     (Rounded, VECTOR, UnsupportedError, "convert_element_type", "closed form"),
     (BatchSizeInside, VECTOR, BatchAxisError, "div", "batch size"),

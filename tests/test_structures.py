@@ -18,6 +18,7 @@ H, W, C = 6, 4, 8
 RNG = np.random.RandomState(0)
 X1, X2 = RNG.randn(2, H, W, 3), RNG.randn(3, H, W, 3)
 RAMP = np.arange(1.0, H * W + 1).reshape(H, W)
+RNG_MATRIX = np.random.RandomState(1).randn(W, H)
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +71,17 @@ OPERATIONS = {
     "repeat": lambda x: jnp.broadcast_to(x[:, :, None], (x.shape[0], H, 2, W, x.shape[-1])),
     "difference of neighbours": lambda x: x[:, 1:] - x[:, :-1],
     "stack": lambda x: jnp.stack([x, 2 * x], 1),
+    "cumulative sum": lambda x: jnp.cumsum(x, 1),
+    "less a cumulative sum": lambda x: x - jnp.cumsum(x, 1),
+    "cumulative sum backwards": lambda x: jax.lax.cumsum(x, 2, reverse=True),
+    "constant matrix": lambda x: jnp.einsum("ih,bhwc->biwc", RNG_MATRIX, x),
+    "constant matrix last": lambda x: jnp.einsum("bhwc,wi->bhci", x, RNG_MATRIX[:, :W]).transpose(0, 1, 3, 2),
+    "weighted mean": lambda x: jnp.einsum("bhwc,h->bwc", x, RAMP[:, 0] / RAMP[:, 0].sum()),
+    "Fourier": lambda x: jnp.einsum("ih,bhwc->biwc", np.cos(np.pi / H * np.outer(range(H), np.arange(H) + 0.5)), x),
+    "resize": lambda x: jax.image.resize(x, (x.shape[0], 9, 3, x.shape[3]), "bilinear"),
+    "take": lambda x: jnp.take(x, np.array([3, 0, 0, 5]), axis=1),
+    "index": lambda x: x[:, :, np.array([-1, 1])],
+    "index once": lambda x: x[:, 2],
     "pad, pool, slice": lambda x: pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))))[:, ::2],
 }
 
@@ -112,6 +124,24 @@ def test_maps_of_positions(name, base):
         value = getattr(kernel, moment)
         assert value.shape == (2, 3, *(n for n in sizes for _ in range(2)))
         np.testing.assert_allclose(flat(value, sizes), matrix @ before @ matrix.T, rtol=1e-10, atol=1e-12)
+
+
+REFUSED = {
+    "channels are mixed by constants": lambda x: x @ np.ones((C, 3)),
+    "taken one by one": lambda x: x[..., np.array([0, 2])],
+    "mixed by constants, or taken": lambda x: jnp.cumsum(x, 3),
+    "indices out of bounds": lambda x: jnp.take(x, np.array([0, H]), axis=1),
+    "indexing of several axes": lambda x: x[:, np.array([0, 1]), np.array([1, 2])],
+    "complex constants": lambda x: jnp.einsum("ih,bhwc->biwc", np.exp(1j * RNG_MATRIX), x),
+    "over several axes at once": lambda x: jnp.einsum("hwi,bhwc->bic", np.ones((H, W, 2)), x),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_is_not_a_map_of_one_axis_of_positions_is_refused(what):
+    with pytest.raises(UnsupportedError, match=what) as caught:
+        infnet_flax.kernel_fn(Base(REFUSED[what]), X1)
+    assert "test_structures.py" in caught.value.where.line
 
 
 @pytest.mark.parametrize("name", OPERATIONS)

@@ -14,6 +14,7 @@ from infnet.primitives.contraction import Geometry, contraction
 from infnet.primitives.windows import Window, conv_offsets
 from infnet.program import Atom, Contraction, Feature, KnownNode, Node, Param, ParamKey, Segment, Term
 from infnet.reader import READS, Reader
+from infnet.rules.matrix import read_product
 from infnet.rules.rearrange import in_dim_order
 from infnet.trace import Equation
 
@@ -26,7 +27,8 @@ def read_dot_general(reader: Reader, equation: Equation) -> None:
     (left, right), (left_batch, right_batch) = equation.params["dimension_numbers"]
     kinds = [isinstance(reader.values[v], Param) for v in equation.inputs]
     if sum(kinds) != 1:
-        _refuse_product(reader, equation, kinds)
+        _product(reader, equation, kinds)
+        return
     weight_first = kinds[0]
     x, w = equation.inputs[::-1] if weight_first else equation.inputs
     x_dims, w_dims = (right, left) if weight_first else (left, right)
@@ -55,15 +57,16 @@ def read_dot_general(reader: Reader, equation: Equation) -> None:
     reader.values[out] = Feature(tuple(dims), channels, (Segment(node, 0, math.prod(channels)),), out)
 
 
-def _refuse_product(reader: Reader, equation: Equation, kinds: Sequence[bool]) -> None:
+def _product(reader: Reader, equation: Equation, kinds: Sequence[bool]) -> None:
+    """Without a weight, a feature times constants."""
     features = [isinstance(reader.values[v], Feature) for v in equation.inputs]
     if all(kinds):
         what, why = "two parameters are multiplied", "the product is not a Gaussian weight with independent elements"
-    elif all(features):
+        reader.refuse(equation, what, why)
+    if all(features):
         what, why = "two features are multiplied (attention, gating)", "infnet has no rule yet for products of features"
-    else:
-        what, why = "a feature is multiplied by a matrix of known values", "infnet has no rule yet for this linear map"
-    reader.refuse(equation, what, why)
+        reader.refuse(equation, what, why)
+    read_product(reader, equation)
 
 
 def _dense_operand(reader: Reader, equation: Equation, var: int, x_dims: Sequence[int]) -> Feature:

@@ -67,7 +67,7 @@ def _select(reader: Reader, equation: Equation, out: int, ranges: Sequence[Range
     if isinstance(reader.values[var], Param):
         _slice_param(reader, equation, out, touched, ranges)
         return
-    feature = _with_whole_axes(reader, equation, var, touched)
+    feature = with_whole_axes(reader, equation, var, touched)
     along = [d for d in touched if any(a.is_channel for a in feature.dims[d])]
     if along:
         feature = _cut_channels(reader, equation, feature, ranges[along[0]], out)
@@ -77,7 +77,7 @@ def _select(reader: Reader, equation: Equation, out: int, ranges: Sequence[Range
         if d in along:
             continue
         steps[feature.dims[d][0].number] = ranges[d]
-    segments = _mapped(reader, equation, feature, Select(feature.sizes, tuple(steps)), "select", out)
+    segments = mapped(reader, equation, feature, Select(feature.sizes, tuple(steps)), "select", out)
     reader.values[out] = Feature(tuple(dims), feature.channels, segments, out)
 
 
@@ -137,7 +137,7 @@ def read_sum(reader: Reader, equation: Equation) -> None:
         )
     numbers = tuple(sorted(a.number for a in summed))
     kept = [k for k in range(len(feature.sizes)) if k not in numbers]
-    segments = _mapped(reader, equation, feature, Total(feature.sizes, numbers), "sum over positions", out)
+    segments = mapped(reader, equation, feature, Total(feature.sizes, numbers), "sum over positions", out)
     dims = tuple(
         tuple(a if a.is_channel else Atom(False, kept.index(a.number)) for a in dim if a.is_channel or a.number in kept)
         for d, dim in enumerate(feature.dims)
@@ -163,13 +163,13 @@ def read_pool(reader: Reader, equation: Equation) -> None:
     if any(b != 1 for b in params["base_dilation"]):
         reader.refuse(equation, "pooling with base dilation", "infnet has no rule for this yet")
     touched = [d for d, w in enumerate(windows) if not w.is_identity]
-    feature = _with_whole_axes(reader, equation, var, touched)
+    feature = with_whole_axes(reader, equation, var, touched)
     per_axis = [Window() for _ in feature.sizes]
     for d in touched:
         if feature.dims[d][0].is_channel:
             reader.refuse(equation, "pooling over channels", "infnet has no rule for this yet")
         per_axis[feature.dims[d][0].number] = windows[d]
-    segments = _mapped(reader, equation, feature, Pool(feature.sizes, tuple(per_axis)), "pool", out)
+    segments = mapped(reader, equation, feature, Pool(feature.sizes, tuple(per_axis)), "pool", out)
     reader.values[out] = Feature(feature.dims, feature.channels, segments, out)
 
 
@@ -179,7 +179,7 @@ def read_concatenate(reader: Reader, equation: Equation) -> None:
     axis = equation.params["dimension"]
     if any(isinstance(reader.values[v], Param) for v in equation.inputs):
         reader.refuse(equation, "a parameter is concatenated with something else", "infnet has no rule for this yet")
-    features = {v: _with_whole_axes(reader, equation, v, [axis]) for v in equation.inputs if _is_feature(reader, v)}
+    features = {v: with_whole_axes(reader, equation, v, [axis]) for v in equation.inputs if _is_feature(reader, v)}
     along_channels = any(a.is_channel for f in features.values() for a in f.dims[axis])
     if along_channels or not any(f.channels for f in features.values()):
         concatenate_channels(reader, equation, axis)
@@ -218,7 +218,7 @@ def _concatenate_positions(reader: Reader, equation: Equation, parts: Sequence[t
         ranges[feature.dims[axis][0].number] = (1, -start, total)
         # Each part is a variable of its own, so that the sum can be read like any other.
         part = -1 - number - len(reader.trace.avals) * (out + 1)
-        segments = _mapped(reader, equation, feature, Select(feature.sizes, tuple(ranges)), "concatenate", part)
+        segments = mapped(reader, equation, feature, Select(feature.sizes, tuple(ranges)), "concatenate", part)
         reader.values[part] = Feature(feature.dims, feature.channels, segments, part)
         reader.producer[part] = equation
         padded.append(part)
@@ -236,7 +236,7 @@ def _feature(reader: Reader, equation: Equation, var: int) -> Feature:
     return reader.settled(var)
 
 
-def _with_whole_axes(reader: Reader, equation: Equation, var: int, touched: Sequence[int]) -> Feature:
+def with_whole_axes(reader: Reader, equation: Equation, var: int, touched: Sequence[int]) -> Feature:
     """The settled feature with one atom on each of the touched array axes."""
     feature = _feature(reader, equation, var)
     if all(len([a for a in feature.dims[d] if feature.size(a) > 1]) <= 1 for d in touched):
@@ -262,9 +262,10 @@ def _with_whole_axes(reader: Reader, equation: Equation, var: int, touched: Sequ
     return Feature(tuple(dims), merged.channels, merged.segments, var)
 
 
-def _mapped(
+def mapped(
     reader: Reader, equation: Equation, feature: Feature, mapping: IndexMap, rule: str, out: int
 ) -> tuple[Segment, ...]:
+    """The segments of a feature after a linear map of its positions."""
     if _is_identity(mapping):
         return feature.segments
     return reader.replace_nodes(

@@ -1,0 +1,98 @@
+"""Constant matrices applied to an axis of positions: cumulative sums, products with constants, constant indices."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from infnet._jax import lax_primitives as lax_p
+from infnet.errors import MONTE_CARLO
+from infnet.index_maps import Matrix, Total
+from infnet.program import Atom, Feature
+from infnet.reader import READS, Reader
+from infnet.rules.index_linear import mapped, with_whole_axes
+from infnet.trace import Equation
+
+Dims = tuple[tuple[Atom, ...], ...]
+
+
+@READS.register(lax_p.cumsum_p)
+def read_cumulative_sum(reader: Reader, equation: Equation) -> None:
+    """Cumulative sums over positions."""
+    axis = equation.params["axis"]
+    ones = np.tri(reader.shape(equation.inputs[0])[axis])
+    feature = _times(reader, equation, equation.inputs[0], axis, ones.T if equation.params["reverse"] else ones)
+    reader.values[equation.outputs[0]] = feature
+
+
+def read_product(reader: Reader, equation: Equation) -> None:
+    """A feature times an array of constants, one axis of each contracted."""
+    contracted, batch = equation.params["dimension_numbers"]
+    which = 0 if isinstance(reader.values[equation.inputs[0]], Feature) else 1
+    matrix = reader.constant_array(equation.inputs[1 - which])
+    (x_dims, m_dims), own = (contracted[which], contracted[1 - which]), "a feature is multiplied by an array"
+    if matrix is None:
+        reader.refuse(equation, f"{own} that depends on the inputs", "infnet has no rule yet for such linear maps")
+    if np.iscomplexobj(matrix):
+        reader.refuse(equation, f"{own} of complex constants", "kernels are those of real features")
+    free = [k for k in range(matrix.ndim) if k not in m_dims]
+    if len(x_dims) != 1 or any(batch) or sum(matrix.shape[k] > 1 for k in free) > 1:
+        why = "infnet has a rule for one axis of positions times one matrix only"
+        reader.refuse(equation, f"{own} of constants over several axes at once", why)
+    rows = np.moveaxis(matrix, m_dims[0], -1).reshape(-1, matrix.shape[m_dims[0]])
+    feature = _times(reader, equation, equation.inputs[which], x_dims[0], rows)
+    kept = tuple(dim for d, dim in enumerate(feature.dims) if d != x_dims[0])
+    new = tuple(feature.dims[x_dims[0]] if matrix.shape[k] > 1 else () for k in free)
+    _set(reader, equation, feature, (kept + new, new + kept)[which], x_dims[0] if len(rows) == 1 else None)
+
+
+@READS.register(lax_p.gather_p)
+def read_gather(reader: Reader, equation: Equation) -> None:
+    """Positions at constant indices along one axis, `x[:, [2, 0, 1]]`."""
+    (x, indices), numbers = equation.inputs, equation.params["dimension_numbers"]
+    shape, wanted = reader.shape(x), reader.constant_array(indices) if isinstance(reader.values[x], Feature) else None
+    if wanted is None:
+        reader.refuse_operation(equation)
+    axis = numbers.start_index_map[0]
+    whole = tuple(1 if d == axis else n for d, n in enumerate(shape))
+    simple = numbers.start_index_map == numbers.collapsed_slice_dims == (axis,) and not numbers.operand_batching_dims
+    if not simple or equation.params["slice_sizes"] != whole or sum(n > 1 for n in wanted.shape[:-1]) > 1:
+        reader.refuse(equation, "indexing of several axes at once", "infnet follows indices into one axis only")
+    flat = wanted.astype(np.int64).reshape(-1)
+    if flat.size and not 0 <= flat.min() <= flat.max() < shape[axis]:
+        why = f"the axis has {shape[axis]} positions, and the indices are from {flat.min()} to {flat.max()}"
+        reader.refuse(equation, "indices out of bounds", why, "use indices that exist")
+    feature = _times(reader, equation, x, axis, np.eye(shape[axis])[flat])
+    kept = iter(dim for d, dim in enumerate(feature.dims) if d != axis)
+    new = iter(feature.dims[axis] if n > 1 else () for n in wanted.shape[:-1])
+    count = len(reader.shape(equation.outputs[0]))
+    dims = tuple(next(kept) if d in numbers.offset_dims else next(new) for d in range(count))
+    _set(reader, equation, feature, dims, axis if len(flat) == 1 else None)
+
+
+def _times(reader: Reader, equation: Equation, var: int, axis: int, matrix: np.ndarray) -> Feature:
+    """The feature with a matrix `[rows, positions]` applied to an axis."""
+    feature = with_whole_axes(reader, equation, var, [axis])
+    (atom,) = feature.dims[axis]
+    if atom.is_channel:
+        reader.refuse(
+            equation,
+            "channels are mixed by constants, or taken one by one",
+            "the channels become infinitely many, all with the same law",
+            f"mix channels with `nn.Dense`; or {MONTE_CARLO}",
+        )
+    (out,) = equation.outputs
+    segments = mapped(reader, equation, feature, Matrix.of(feature.sizes, atom.number, matrix), "matrix", out)
+    return Feature(feature.dims, feature.channels, segments, out)
+
+
+def _set(reader: Reader, equation: Equation, feature: Feature, dims: Dims, dropped: int | None) -> None:
+    """Set the result, its axes being made of `dims`, without the one position that is left of axis `dropped`."""
+    (out,) = equation.outputs
+    segments = feature.segments
+    if dropped is not None:
+        number = feature.dims[dropped][0].number
+        segments = mapped(reader, equation, feature, Total(feature.sizes, (number,)), "matrix", out)
+        dims = tuple(
+            tuple(a if a.is_channel or a.number < number else Atom(False, a.number - 1) for a in dim) for dim in dims
+        )
+    reader.values[out] = Feature(dims, feature.channels, segments, out)
