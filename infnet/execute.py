@@ -16,8 +16,8 @@ from infnet.activations import Activation
 from infnet.errors import UnsupportedError
 from infnet.independence import Trace
 from infnet.layout import restrict
-from infnet.plan import Ask, AskMean, Moments, Plan, Request, Step
-from infnet.program import Elementwise, Field, KnownNode, Param, Sum
+from infnet.plan import Ask, AskMean, Moments, Plan, Request, Step, fields, sided
+from infnet.program import ChannelSum, Elementwise, Field, Param
 from infnet.reader import needed_equations
 
 
@@ -95,7 +95,7 @@ class Context:
 
     def mean(self, param: Param) -> jax.Array:
         """The mean of the elements of a parameter."""
-        return param.scale * jnp.asarray(self.weights.mean[param.key.leaf], self.dtype)
+        return param.scale * jnp.asarray(self.weights.mean[param.key.leaf], self.dtype) + param.offset
 
     def zeros_like(self, block: jax.Array) -> jax.Array:
         """A block of zeros; a NaN of the other moment stays one."""
@@ -114,14 +114,34 @@ def _along(std: jax.Array, axes: Sequence[int | None]) -> jax.Array:
     return std.reshape([1 if size is None else size for size in present])
 
 
-def known_values(trace: Trace, variables: Sequence[int], inputs: Sequence[Any]) -> dict[int, Any]:
-    """Known variables of one example, by ordinary JAX. `inputs`: leaves, without the batch axis."""
-    env = dict(trace.constants)
-    env.update((var, x[None]) for var, x in zip(trace.data_inputs, inputs, strict=True))
-    for equation in needed_equations(trace, variables):
-        values = equation.evaluate([env[v] for v in equation.inputs])
-        env.update(zip(equation.outputs, values, strict=True))
-    return {v: env[v] for v in variables}
+class KnownValues(Mapping[int, Any]):
+    """Known variables of one example, computed by ordinary JAX when they are first asked for.
+
+    `inputs`: leaves, without the batch axis. Sums over channels are not computed here, but set by steps of a plan.
+    """
+
+    def __init__(self, trace: Trace, inputs: Sequence[Any]):
+        self._trace = trace
+        self._env = dict(trace.constants)
+        self._env.update((var, x[None]) for var, x in zip(trace.data_inputs, inputs, strict=True))
+
+    def __getitem__(self, var: int) -> Any:
+        if var not in self._env:
+            for equation in needed_equations(self._trace, [var], self._env):
+                values = equation.evaluate([self._env[v] for v in equation.inputs])
+                self._env.update(zip(equation.outputs, values, strict=True))
+        return self._env[var]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._env)
+
+    def __len__(self) -> int:
+        return len(self._env)
+
+    def set_sum(self, node: ChannelSum, value: jax.Array) -> None:
+        """Set the variable that is a sum over channels."""
+        aval = self._trace.avals[node.var]
+        self._env[node.var] = jnp.broadcast_to(value, aval.shape).astype(aval.dtype)
 
 
 def example_values(plan: Plan, trace: Trace, context: Context, side: int, inputs: Sequence[Any]) -> Values:
@@ -134,11 +154,12 @@ def example_values(plan: Plan, trace: Trace, context: Context, side: int, inputs
         side: 1 for an example of x1, 2 for one of x2.
         inputs: leaves of the example, without the batch axis.
     """
-    known = known_values(trace, sorted(var for var, k in _fields(plan) if k == side), inputs)
-    values = Values(known, {}, [])
+    values = Values(KnownValues(trace, inputs), {}, [])
     for step in plan.steps:
         if _sides(step.request) == {side}:
             _run(step, plan, context, {side: values}, values)
+    read = {f.var for step in plan.steps if _home(step.request) == 0 for f, k in fields(step.request) if k == side}
+    known = {var: values.known[var] for var in sorted(read)}
     return Values(known, {key: values.results[key] for key in _kept(plan, side)}, values.errors)
 
 
@@ -162,11 +183,7 @@ def steps_one_by_one(
     plan: Plan, trace: Trace, context: Context, inputs: Mapping[int, Sequence[Any]]
 ) -> Iterator[tuple[Step, Any]]:
     """Each step of a plan with its result, for one pair of examples; to find out where something goes wrong."""
-    fields = _fields(plan)
-    values = {
-        side: Values(known_values(trace, sorted(var for var, k in fields if k == side), x), {}, [])
-        for side, x in inputs.items()
-    }
+    values = {side: Values(KnownValues(trace, x), {}, []) for side, x in inputs.items()}
     values[0] = Values({}, {}, [])
     for step in plan.steps:
         home = _home(step.request)
@@ -178,7 +195,7 @@ def steps_one_by_one(
 class Values:
     """Known variables, results of steps and the error bounds these reported, of one example or of a pair."""
 
-    known: dict[int, Any]
+    known: Mapping[int, Any]
     results: dict[Any, Any]
     errors: list[jax.Array]
 
@@ -187,7 +204,7 @@ jax.tree_util.register_dataclass(Values, ["known", "results", "errors"], [])
 
 
 def _sides(request: Request) -> set[int]:
-    return {request.side} if isinstance(request, AskMean) else set(request.side)
+    return {side for _, side in sided(request)}
 
 
 def _home(request: Request) -> int:
@@ -204,7 +221,11 @@ def _kept(plan: Plan, side: int) -> list[Any]:
 
 def _run(step: Step, plan: Plan, context: Context, values: Mapping[int, Values], home: Values) -> None:
     context = context.with_known({side: v.known for side, v in values.items()})
-    home.results[step.request.key] = step.evaluate(context, [_get(need, plan, values) for need in step.needs])
+    result = step.evaluate(context, [_get(need, plan, values) for need in step.needs])
+    home.results[step.request.key] = result
+    if isinstance(step.request.u, ChannelSum):
+        assert isinstance(home.known, KnownValues)
+        home.known.set_sum(step.request.u, result)
     home.errors.extend(context.errors)
 
 
@@ -218,20 +239,3 @@ def _get(request: Request | None, plan: Plan, values: Mapping[int, Values]) -> A
     assert isinstance(done, Ask)
     s, t = (None if m is None else restrict(m, done.layout, request.layout) for m in value)
     return Moments(s, t if request.ntk else None)
-
-
-def _fields(plan: Plan) -> set[tuple[int, int]]:
-    """The (variable, side) pairs that the steps of a plan read."""
-    found = set()
-    for step in plan.steps:
-        request = step.request
-        if isinstance(request, AskMean):
-            nodes = [(request.u, request.side)]
-        else:
-            nodes = list(zip((request.u, request.v), request.side, strict=True))
-        for node, side in nodes:
-            if isinstance(node, KnownNode):
-                found.add((node.field.var, side))
-            elif isinstance(node, Sum):
-                found.update((t.coefficient.var, side) for t in node.terms if isinstance(t.coefficient, Field))
-    return found

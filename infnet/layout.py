@@ -12,6 +12,7 @@ Entries of an offset row whose j = i + d lies outside are undefined; who sums ov
 from __future__ import annotations
 
 import string
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
@@ -123,10 +124,12 @@ def inside(layout: Layout) -> np.ndarray | None:
     return mask
 
 
-def coincident(layout: Layout) -> np.ndarray:
-    """Mask of the entries with equal left and right position, broadcasting over a block."""
+def coincident(layout: Layout, axes: Sequence[int] | None = None) -> np.ndarray:
+    """Mask of the entries with equal left and right position (on `axes`, or on all), broadcasting over a block."""
     mask = np.ones((1,) * (2 * len(layout.offsets)), bool)
     for axis, (n, m, offsets) in enumerate(layout.axes):
+        if axes is not None and axis not in axes:
+            continue
         one = np.eye(m, n, dtype=bool) if offsets is None else np.equal(offsets, 0)[:, None]
         mask = mask & _on_axis(one, axis, mask.ndim)
     return mask

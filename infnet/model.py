@@ -56,7 +56,8 @@ class Model:
         traced = one_example(trace_at_batch_sizes(self._single_output, params, inputs), len(self.priors))
         nonzero_mean = frozenset(i for i, p in enumerate(self.priors) if np.any(np.asarray(p.mean)))
         varying = {i: np.shape(p.std) for i, p in enumerate(self.priors) if np.size(p.std) > 1}
-        return read(traced, nonzero_mean, varying)
+        constant = frozenset(i for i, p in enumerate(self.priors) if not np.any(np.asarray(p.std)))
+        return read(traced, nonzero_mean, varying, constant)
 
     def _single_output(self, params: PyTree, *inputs: PyTree) -> jax.Array:
         batch_axis = self.inputs.batch_axis

@@ -17,7 +17,7 @@ import jax
 
 from infnet.errors import Where
 from infnet.layout import Layout
-from infnet.program import Node
+from infnet.program import Field, KnownNode, Node, Sum
 
 Side = tuple[int, int]  # which example (1 or 2) the left and the right feature are evaluated on
 
@@ -86,6 +86,24 @@ class AskMean:
 
 
 Request = Ask | AskMean
+
+
+def sided(request: Request) -> list[tuple[Node, int]]:
+    """The nodes of a request, each with the example that it is evaluated on."""
+    if isinstance(request, AskMean):
+        return [(request.u, request.side)]
+    return list(zip((request.u, request.v), request.side, strict=True))
+
+
+def fields(request: Request) -> list[tuple[Field, int]]:
+    """The Known arrays that the step of a request reads, each with its example."""
+    found = []
+    for node, side in sided(request):
+        if isinstance(node, KnownNode):
+            found.append((node.field, side))
+        elif isinstance(node, Sum):
+            found.extend((t.coefficient, side) for t in node.terms if isinstance(t.coefficient, Field))
+    return found
 
 
 @dataclass(frozen=True)

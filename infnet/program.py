@@ -37,23 +37,45 @@ class ParamKey:
 
 @dataclass(frozen=True)
 class Known:
-    """A variable that depends on inputs and constants only.
+    """A variable that depends on inputs and constants only, or on sums over channels, which concentrate.
 
-    `varies`: the axes along which its values may differ; `constant`: the same for every example.
+    Attributes:
+        var: the variable.
+        varies: the axes along which its values may differ.
+        constant: the same for every example.
+        sums: the sums over channels that it is computed from.
+        excess: for a sum of C channels that has not been divided by C yet, times how much it exceeds their mean (it
+            fluctuates like this over sqrt(C)); 0 for all that has concentrated.
+        squares: a sum of squares, which concentrates relative to its own size too.
     """
 
     var: int
     varies: frozenset[int]
     constant: bool
+    sums: frozenset[ChannelSum] = frozenset()
+    excess: float = 0.0
+    squares: bool = False
 
 
 @dataclass(frozen=True)
 class Param:
-    """A parameter times the number `scale`: `factors[d]` lists the leaf axes, with sizes, that axis d is made of."""
+    """A parameter times `scale` plus `offset`: `factors[d]` lists the leaf axes, with sizes, that axis d is made of.
+
+    An axis of the array that is longer than its factors repeats the parameter.
+    """
 
     key: ParamKey
     factors: tuple[tuple[tuple[Any, int], ...], ...]
     scale: float = 1.0
+    offset: float = 0.0
+
+
+@dataclass(frozen=True)
+class ScaledParam:
+    """The parameter variable `param` times Known variables (to the power 1 or -1) of broadcasting shapes."""
+
+    param: int
+    factors: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -68,6 +90,7 @@ class Field:
         varies: whether the values differ along the index axes; where not, the axis has size 1 when read.
         varies_along_channels: the same for the channels.
         power: 1, or -1 for the reciprocal.
+        sums: the sums over channels that the variable is computed from.
     """
 
     var: int
@@ -78,6 +101,7 @@ class Field:
     varies: bool
     varies_along_channels: bool
     power: int = 1
+    sums: frozenset[ChannelSum] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +117,7 @@ class Node:
         gaussian: jointly Gaussian with all other Gaussian nodes, at infinite width.
         zero_mean: the mean is zero for every input.
         uniform: all channels have the same law.
+        scales: the trained scales that multiply it, with no contraction in between: its derivatives in them are random.
     """
 
     index: int
@@ -102,6 +127,7 @@ class Node:
     gaussian: bool
     zero_mean: bool
     uniform: bool = True
+    scales: frozenset[ParamKey] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,10 +165,62 @@ class Contraction(Node):
 
 @dataclass(frozen=True, eq=False)
 class Elementwise(Node):
-    """A scalar function of one field: what it was recognised as, or the error that says why it was not."""
+    """A scalar function of one field: what it was recognised as, or the error that says why it was not.
+
+    `gradients`: of the operand in the trained scales that multiply it, see `rules.trained_scales`.
+    """
 
     operand: Node = field(kw_only=True)
     activation: Activation | UnsupportedError = field(kw_only=True)
+    gradients: tuple[ScaleGradient, ...] = field(kw_only=True, default=())
+
+
+@dataclass(frozen=True, eq=False)
+class Scaled(Node):
+    """Channel c is a parameter's element c times channel c + start of `operand`.
+
+    `axes`: the index axes along which the parameter has elements of its own; `shared`: all channels share one.
+    """
+
+    operand: Node = field(kw_only=True)
+    param: Param = field(kw_only=True)
+    start: int = field(kw_only=True)
+    axes: tuple[int, ...] = field(kw_only=True)
+    shared: bool = field(kw_only=True)
+
+
+class ScaleGradient(NamedTuple):
+    """The derivative of a linear node's channel c in element c + `channel` of a trained scale: channel c of `node`."""
+
+    scale: Scaled
+    channel: int
+    node: Node
+
+
+class SummedPart(NamedTuple):
+    """`weight` times the sum over channels of u, or of the product of u and v."""
+
+    weight: float
+    u: Node
+    v: Node | None = None
+    shift: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelSum(Node):
+    """A sum over channels: of features, their squares, or products of two. At infinite width it is its mean.
+
+    Attributes:
+        var: the variable that it is.
+        parts: what is summed.
+        pairs: products are of all pairs of positions of the two factors; else of equal ones.
+        subscripts: for `einsum`, from the positions of the parts to those of the sum.
+    """
+
+    var: int = field(kw_only=True)
+    parts: tuple[SummedPart, ...] = field(kw_only=True)
+    pairs: bool = field(kw_only=True)
+    subscripts: str = field(kw_only=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,14 +276,21 @@ class Feature:
         segments: what its channels are, in order. More than one only where there is one channel atom.
         base: the variable whose value the segments describe. If it is not the feature's own variable, the feature is
             an elementwise function of it that is still being read.
-        affine: (a, c) where that function is a x + c; None where it is not affine.
+        polynomial: (c, b, a) where that function is c + b x + a x^2; None where it is not.
     """
 
     dims: tuple[tuple[Atom, ...], ...]
     channels: tuple[int, ...]
     segments: tuple[Segment, ...]
     base: int
-    affine: tuple[float, float] | None = (1.0, 0.0)
+    polynomial: tuple[float, float, float] | None = (0.0, 1.0, 0.0)
+
+    @property
+    def affine(self) -> tuple[float, float] | None:
+        """(a, c) where that function is a x + c; None where it is not affine."""
+        if self.polynomial is None or self.polynomial[2]:
+            return None
+        return self.polynomial[1], self.polynomial[0]
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -217,7 +302,7 @@ class Feature:
         return (self.channels if atom.is_channel else self.sizes)[atom.number]
 
 
-Value = Known | Param | Feature
+Value = Known | Param | ScaledParam | Feature
 
 
 @dataclass(frozen=True)

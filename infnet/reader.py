@@ -6,8 +6,9 @@ What depends on inputs alone stays Known and is left to ordinary JAX. Every othe
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import jax
@@ -17,6 +18,7 @@ from infnet._jax import Primitive
 from infnet._jax import lax_primitives as lax_p
 from infnet.activations import Activation, recognise
 from infnet.errors import MONTE_CARLO, UnsupportedError, Where
+from infnet.gradients import scale_gradients
 from infnet.independence import Trace
 from infnet.program import (
     Elementwise,
@@ -33,7 +35,8 @@ from infnet.program import (
     Value,
 )
 from infnet.registry import Rules
-from infnet.trace import Equation, is_elementwise
+from infnet.trace import Equation
+from infnet.variation import long_axes, varying_axes
 
 Rule = Callable[["Reader", Equation], None]
 # How equations are read: the rule sets `reader.values` of each output. Called if an input is a Param or a Feature.
@@ -41,12 +44,12 @@ READS: Rules[Rule] = Rules()
 N = TypeVar("N", bound=Node)
 
 
-def needed_equations(trace: Trace, variables: Iterable[int]) -> list[Equation]:
-    """The equations that these variables depend on, in order."""
-    needed, kept = set(variables), []
+def needed_equations(trace: Trace, variables: Iterable[int], given: Container[int] = ()) -> list[Equation]:
+    """The equations that these variables depend on, in order; those in `given` have a value already."""
+    needed, kept = {v for v in variables if v not in given}, []
     for equation in reversed(trace.equations):
         if needed.intersection(equation.outputs):
-            needed.update(equation.inputs)
+            needed.update(v for v in equation.inputs if v not in given)
             kept.append(equation)
     return kept[::-1]
 
@@ -54,10 +57,17 @@ def needed_equations(trace: Trace, variables: Iterable[int]) -> list[Equation]:
 class Reader:
     """The state of reading one trace: the value of each variable, and what was made so far."""
 
-    def __init__(self, trace: Trace, nonzero_mean: frozenset[int], varying: Mapping[int, tuple[int, ...]]):
+    def __init__(
+        self,
+        trace: Trace,
+        nonzero_mean: frozenset[int],
+        varying: Mapping[int, tuple[int, ...]],
+        constant: frozenset[int] = frozenset(),
+    ):
         self.trace = trace
         self.nonzero_mean = nonzero_mean
         self.varying = varying
+        self.constant_params = constant
         self.values: dict[int, Value] = {}
         self.producer: dict[int, Equation] = {}
         self.param_uses: dict[int, dict[ParamKey, Any]] = {}
@@ -67,9 +77,9 @@ class Reader:
         self._count = 0
         self.one = self.new(OneNode, sizes=(), where=Where(), leaves=frozenset(), gaussian=True, zero_mean=False)
         for var in trace.data_inputs:
-            self.values[var] = Known(var, _long_axes(trace.shape(var)), constant=False)
+            self.values[var] = Known(var, long_axes(trace.shape(var)), constant=False)
         for var, value in trace.constants.items():
-            self.values[var] = Known(var, _varying_axes(value), constant=True)
+            self.values[var] = Known(var, _axes_of_constant(value), constant=True)
         for leaf, var in enumerate(trace.param_inputs):
             factors = tuple(((d, n),) if n > 1 else () for d, n in enumerate(trace.shape(var)))
             self.values[var] = Param(ParamKey(leaf), factors)
@@ -79,6 +89,12 @@ class Reader:
         self._count += 1
         return kind(index=self._count - 1, **fields)
 
+    def part_of(self, equation: Equation, number: int) -> int:
+        """A new variable for part `number` of the work of an equation."""
+        part = -1 - number - len(self.trace.avals) * (equation.outputs[0] + 1)
+        self.producer[part] = equation
+        return part
+
     def shape(self, var: int) -> tuple[int, ...]:
         """The shape of a variable, at batch size 1."""
         return self.trace.shape(var)
@@ -86,24 +102,14 @@ class Reader:
     # Known variables
 
     def read_known(self, equation: Equation) -> None:
-        """Note along which axes a function of Known variables may vary."""
+        """Note along which axes a function of Known variables may vary, and the sums over channels it contains."""
         inputs = [k for k in map(self.values.get, equation.inputs) if isinstance(k, Known)]
         constant = all(k.constant for k in inputs)
-        for var in equation.outputs:
-            self.values[var] = Known(var, self._varies(equation, inputs, var), constant)
-
-    def _varies(self, equation: Equation, inputs: Sequence[Known], var: int) -> frozenset[int]:
-        shape = self.shape(var)
-        if equation.primitive is lax_p.broadcast_in_dim_p:
-            places = equation.params["broadcast_dimensions"]
-            return frozenset(int(places[axis]) for axis in inputs[0].varies)
-        if is_elementwise(equation.source):
-            return frozenset(axis for k in inputs for axis in k.varies)
-        if equation.primitive is not lax_p.iota_p and inputs and not any(k.varies for k in inputs):
-            shape_only = equation.primitive in (lax_p.reshape_p, lax_p.squeeze_p, lax_p.transpose_p, lax_p.slice_p)
-            if shape_only:
-                return frozenset()
-        return _long_axes(shape)
+        sums = frozenset(one for k in inputs for one in k.sums)
+        shapes = [self.shape(v) for v in equation.inputs]
+        varies = varying_axes(equation.source, [k.varies for k in inputs], shapes)
+        for var, axes in zip(equation.outputs, varies, strict=True):
+            self.values[var] = Known(var, axes, constant, sums)
 
     def constant(self, var: int) -> float | None:
         """The value of a Known variable that is one number, the same for every example; None if it is not that."""
@@ -148,7 +154,7 @@ class Reader:
         varies = any(d in known.varies for d in index_dims)
         sizes = tuple(n if shape[d] > 1 else 1 for d in index_dims for n in dims[d])
         along = any(d in known.varies for d in channel_dims)
-        return Field(var, tuple(index_dims), tuple(channel_dims), sizes, channels, varies, along, power)
+        return Field(var, tuple(index_dims), tuple(channel_dims), sizes, channels, varies, along, power, known.sums)
 
     # Features
 
@@ -185,6 +191,10 @@ class Reader:
             activation = recognise(self._chain(base, var), where)
         except UnsupportedError as error:
             activation = error
+        return self.elementwise(node, activation, where)
+
+    def elementwise(self, node: Node, activation: Activation | UnsupportedError, where: Where) -> Elementwise:
+        """The node of a scalar function of `node`."""
         odd = not isinstance(activation, UnsupportedError) and activation.odd and node.zero_mean
         return self.new(
             Elementwise,
@@ -194,8 +204,10 @@ class Reader:
             gaussian=False,
             zero_mean=odd,
             uniform=node.uniform,
+            scales=node.scales,
             operand=node,
             activation=activation,
+            gradients=scale_gradients(self, node),
         )
 
     def chain_equations(self, base: int, var: int) -> list[Equation]:
@@ -243,8 +255,16 @@ class Reader:
             gaussian=all(t.node.gaussian for t in terms),
             zero_mean=all(t.node.zero_mean for t in terms),
             uniform=not varying and all(t.node.uniform for t in terms),
+            scales=frozenset(key for t in terms for key in t.node.scales),
             terms=tuple(terms),
         )
+
+    def with_operand(self, node: N, operand: Node) -> N:
+        """The node of the same linear map of another operand."""
+        fields = {f.name: getattr(node, f.name) for f in dataclasses.fields(node) if f.name != "index"}
+        inherited = ("leaves", "gaussian", "zero_mean", "uniform", "scales")
+        fields.update({name: getattr(operand, name) for name in inherited}, operand=operand)
+        return self.new(type(node), **fields)
 
     def replace_nodes(self, feature: Feature, make: Callable[[Node], Node], var: int) -> tuple[Segment, ...]:
         """The segments of a feature with every node replaced by `make(node)`, once per node."""
@@ -276,6 +296,20 @@ class Reader:
         """The parameter that a variable is."""
         param = self.values[var]
         assert isinstance(param, Param)
+        return param
+
+    def whole_param(self, equation: Equation, var: int) -> Param:
+        """The parameter that a variable is, which must hold each of its elements once."""
+        param = self.param(var)
+        if any(math.prod(n for _, n in own) != size for own, size in zip(param.factors, self.shape(var), strict=True)):
+            self.refuse(equation, "a parameter that was repeated along an axis", "infnet has no rule for this yet")
+        return param
+
+    def weight(self, equation: Equation, var: int) -> Param:
+        """The parameter that a variable is, which must also have the mean of its own law."""
+        param = self.whole_param(equation, var)
+        if param.offset:
+            self.refuse(equation, "a parameter plus a number is used as a weight", "its mean would not be zero")
         return param
 
     def check_uniform(self, equation: Equation, param: Param, axes: Sequence[int | None]) -> None:
@@ -324,20 +358,16 @@ def _disjoint(one: ParamKey, two: ParamKey) -> bool:
     return any(axis in cuts and (stop <= cuts[axis][0] or cuts[axis][1] <= start) for axis, start, stop in two.slices)
 
 
-def _long_axes(shape: Sequence[int]) -> frozenset[int]:
-    return frozenset(axis for axis, size in enumerate(shape) if size > 1)
-
-
-def _varying_axes(value: Any) -> frozenset[int]:
+def _axes_of_constant(value: Any) -> frozenset[int]:
     shape = np.shape(value)
     if (
         isinstance(value, jax.core.Tracer)
         or math.prod(shape) <= 1
         or jax.dtypes.issubdtype(value.dtype, jax.dtypes.extended)
     ):
-        return _long_axes(shape)
+        return long_axes(shape)
     array = np.asarray(value)
     varying = (
-        axis for axis in _long_axes(shape) if not np.array_equal(array, np.broadcast_to(array.take([0], axis), shape))
+        axis for axis in long_axes(shape) if not np.array_equal(array, np.broadcast_to(array.take([0], axis), shape))
     )
     return frozenset(varying)

@@ -11,32 +11,41 @@ import infnet.rules.contraction
 import infnet.rules.custom
 import infnet.rules.index_linear
 from infnet.independence import Trace
-from infnet.program import Known, Program
+from infnet.program import Known, Program, ScaledParam
 from infnet.reader import READS, Reader, needed_equations
-from infnet.rules.elementwise import read_elementwise
+from infnet.rules.channel_sums import read_known
+from infnet.rules.elementwise import read_elementwise, refuse_param
 from infnet.rules.moments import rule as rule
 from infnet.rules.outputs import read_output
 from infnet.trace import is_elementwise
 
 
-def read(trace: Trace, nonzero_mean: frozenset[int], varying: Mapping[int, tuple[int, ...]]) -> Program:
+def read(
+    trace: Trace,
+    nonzero_mean: frozenset[int],
+    varying: Mapping[int, tuple[int, ...]],
+    constant: frozenset[int] = frozenset(),
+) -> Program:
     """Read a trace into a program.
 
     Args:
         trace: the program of one example.
         nonzero_mean: the parameters whose prior has a mean.
         varying: the shape of the prior's standard deviation, for parameters where it is an array.
+        constant: the parameters that are not random at initialisation.
 
     Raises:
         UnsupportedError: at the first operation that no rule reads.
     """
-    reader = Reader(trace, nonzero_mean, varying)
+    reader = Reader(trace, nonzero_mean, varying, constant)
     for equation in needed_equations(trace, trace.outputs):
         reader.producer.update(dict.fromkeys(equation.outputs, equation))
         if all(isinstance(reader.values[v], Known) for v in equation.inputs):
-            reader.read_known(equation)
+            read_known(reader, equation)
         elif is_elementwise(equation.source):
             read_elementwise(reader, equation)
+        elif any(isinstance(reader.values[v], ScaledParam) for v in equation.inputs):
+            refuse_param(reader, equation)
         elif equation.primitive in READS:
             READS[equation.primitive](reader, equation)
         else:

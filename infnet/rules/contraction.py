@@ -35,7 +35,7 @@ def read_dot_general(reader: Reader, equation: Equation) -> None:
     if left_batch or right_batch:
         reader.refuse(equation, "a weight with an axis of its own for each position or channel", SEPARATE)
     operand = _dense_operand(reader, equation, x, x_dims)
-    param = reader.param(w)
+    param = reader.weight(equation, w)
     geometry, weight_axes, pairing = [], [], []
     contracted = {a: (d, e) for d, e in zip(x_dims, w_dims, strict=True) for a in operand.dims[d]}
     for k in range(len(operand.sizes)):
@@ -157,7 +157,7 @@ def read_conv(reader: Reader, equation: Equation) -> None:
     if any(d != 1 for d in params["lhs_dilation"]):
         reader.refuse(equation, "a transposed convolution", "infnet has no rule for it yet")
     operand = _conv_operand(reader, equation, x, numbers.lhs_spec)
-    param = reader.param(w)
+    param = reader.weight(equation, w)
     spatial = zip(
         [reader.shape(w)[d] for d in numbers.rhs_spec[2:]],
         params["window_strides"],

@@ -35,7 +35,7 @@ def read_custom(reader: Reader, equation: Equation) -> None:
     if reader.shape(out)[:-1] != shape[:-1] or (not rest and reader.shape(out) != shape):
         _refuse(reader, equation, f"it maps shape {shape} to {reader.shape(out)}", "keep all axes but the last")
     feature = _operand(reader, equation, x)
-    params = tuple(reader.param(v) for v in rest)
+    params = tuple(reader.weight(equation, v) for v in rest)
     for param in params:
         reader.check_uniform(equation, param, ())
         reader.use_param(equation, param.key, ("custom", operation, param.factors))
@@ -53,6 +53,7 @@ def read_custom(reader: Reader, equation: Equation) -> None:
             gaussian=bool(params),
             zero_mean=bool(params),
             uniform=bool(params) or node.uniform,
+            scales=frozenset() if params else node.scales,
             operand=node,
             operation=operation,
             params=params,

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NoReturn
+
 import jax.numpy as jnp
+import numpy as np
 
 from infnet._jax import lax_primitives as lax_p
 from infnet.errors import MONTE_CARLO
-from infnet.program import Feature, Known, Param
+from infnet.program import Feature, Known, Param, ScaledParam
 from infnet.reader import Reader
 from infnet.rules.sums import combine, scale
+from infnet.rules.trained_scales import read_scaled
 from infnet.trace import Equation
 
 ADDITIVE = {lax_p.add_p: (1.0, 1.0), lax_p.add_jaxvals_p: (1.0, 1.0), lax_p.sub_p: (1.0, -1.0)}
@@ -26,6 +32,8 @@ def read_elementwise(reader: Reader, equation: Equation) -> None:
         combine(reader, equation, list(zip(ADDITIVE[equation.primitive], equation.inputs, strict=True)))
     elif _is_scaling(equation, values):
         scale(reader, equation)
+    elif _is_trained_scaling(equation, values):
+        read_scaled(reader, equation)
     else:
         _refuse(reader, equation)
 
@@ -45,30 +53,41 @@ def _composes(reader: Reader, equation: Equation) -> bool:
 def _compose(reader: Reader, equation: Equation) -> None:
     feature = next(v for v in map(reader.values.get, equation.inputs) if isinstance(v, Feature))
     (out,) = equation.outputs
-    affine = _affine(reader, equation)
-    reader.values[out] = Feature(feature.dims, feature.channels, feature.segments, feature.base, affine)
+    polynomial = _polynomial(reader, equation)
+    reader.values[out] = Feature(feature.dims, feature.channels, feature.segments, feature.base, polynomial)
 
 
-def _affine(reader: Reader, equation: Equation) -> tuple[float, float] | None:
-    """(a, c) if the result is a x + c of the base feature x, else None."""
+def _polynomial(reader: Reader, equation: Equation) -> tuple[float, float, float] | None:
+    """(c, b, a) if the result is c + b x + a x^2 of the base feature x, else None."""
     forms = [form for form in (_form(reader, var) for var in equation.inputs) if form is not None]
     if len(forms) < len(equation.inputs):
         return None
+    with np.errstate(all="ignore"):
+        return _polynomial_of(equation, forms)
+
+
+def _polynomial_of(
+    equation: Equation, forms: Sequence[tuple[float, float, float]]
+) -> tuple[float, float, float] | None:
     primitive = equation.primitive
     if primitive in ADDITIVE:
-        (a, c), (b, d) = forms
-        sign = ADDITIVE[primitive][1]
-        return a + sign * b, c + sign * d
+        return _quadratic(np.dot(ADDITIVE[primitive], forms))
     if primitive is lax_p.neg_p:
-        return -forms[0][0], -forms[0][1]
+        return _quadratic(np.negative(forms[0]))
     if _unchanged(equation):
         return forms[0]
-    if primitive is lax_p.mul_p and 0.0 in (forms[0][0], forms[1][0]):
-        (a, c), (b, d) = forms
-        return a * d + c * b, c * d
-    if primitive is lax_p.div_p and forms[1][0] == 0.0 and forms[1][1]:
-        return forms[0][0] / forms[1][1], forms[0][1] / forms[1][1]
+    if primitive is lax_p.mul_p:
+        return _quadratic(np.convolve(forms[0], forms[1]))
+    if primitive is lax_p.square_p or (primitive is lax_p.integer_pow_p and equation.params["y"] == 2):
+        return _quadratic(np.convolve(forms[0], forms[0]))
+    if primitive is lax_p.div_p and forms[1][0] and not any(forms[1][1:]):
+        return _quadratic(np.divide(forms[0], forms[1][0]))
     return None
+
+
+def _quadratic(coefficients: np.ndarray) -> tuple[float, float, float] | None:
+    c, b, a, *higher = map(float, coefficients)
+    return None if any(higher) or not np.isfinite(coefficients).all() else (c, b, a)
 
 
 def _unchanged(equation: Equation) -> bool:
@@ -78,12 +97,18 @@ def _unchanged(equation: Equation) -> bool:
     return equation.primitive in UNCHANGED
 
 
-def _form(reader: Reader, var: int) -> tuple[float, float] | None:
+def _form(reader: Reader, var: int) -> tuple[float, float, float] | None:
     value = reader.values[var]
     if isinstance(value, Feature):
-        return value.affine
+        return value.polynomial
     constant = reader.constant(var)
-    return None if constant is None else (0.0, constant)
+    return None if constant is None else (constant, 0.0, 0.0)
+
+
+def _is_trained_scaling(equation: Equation, values: list) -> bool:
+    kinds = [isinstance(v, Feature) for v in values]
+    params = [isinstance(v, Param | ScaledParam) for v in values]
+    return equation.primitive is lax_p.mul_p and sum(kinds) == sum(params) == 1
 
 
 def _is_scaling(equation: Equation, values: list) -> bool:
@@ -94,23 +119,44 @@ def _is_scaling(equation: Equation, values: list) -> bool:
 
 
 def _read_param(reader: Reader, equation: Equation) -> None:
-    """A parameter times numbers stays a parameter."""
-    (out,) = equation.outputs
+    """A parameter times numbers, plus a number, or times Known arrays."""
+    (out,), primitive = equation.outputs, equation.primitive
+    places = [i for i, v in enumerate(equation.inputs) if isinstance(reader.values[v], Param | ScaledParam)]
+    if len(places) != 1:
+        refuse_param(reader, equation)
+    var, value = equation.inputs[places[0]], reader.values[equation.inputs[places[0]]]
+    other = next((v for v in equation.inputs if v != var), None)
+    number = None if other is None else reader.constant(other)
+    power = {lax_p.mul_p: 1, lax_p.div_p: -1 if places == [0] else 0}.get(primitive, 0)
+    if isinstance(value, Param) and (other is None or number is not None):
+        affine = _affine_of_param(equation, number, power, places[0])
+        if affine is None:
+            refuse_param(reader, equation)
+        scale, offset = affine
+        reader.values[out] = replace(value, scale=scale * value.scale, offset=scale * value.offset + offset)
+    elif power and other is not None:
+        factors = ((other, power),)
+        param, before = (value.param, value.factors) if isinstance(value, ScaledParam) else (var, ())
+        reader.values[out] = ScaledParam(param, (*before, *factors))
+    else:
+        refuse_param(reader, equation)
+
+
+def _affine_of_param(equation: Equation, number: float | None, power: int, place: int) -> tuple[float, float] | None:
+    """(a, c) if the result is a times the parameter plus c, else None."""
     primitive = equation.primitive
-    positions = [i for i, v in enumerate(equation.inputs) if isinstance(reader.values[v], Param)]
-    param = reader.param(equation.inputs[positions[0]])
-    others = [v for i, v in enumerate(equation.inputs) if i not in positions]
-    same_shape = reader.shape(out) == reader.shape(equation.inputs[positions[0]])
-    if len(positions) == 1 and same_shape:
-        power = {lax_p.mul_p: 1, lax_p.div_p: -1 if positions == [0] else 0}.get(primitive, 0)
-        if _unchanged(equation) or primitive is lax_p.neg_p:
-            sign = -1.0 if primitive is lax_p.neg_p else 1.0
-            reader.values[out] = Param(param.key, param.factors, sign * param.scale)
-            return
-        constant = reader.constant(others[0]) if power else None
-        if constant is not None:
-            reader.values[out] = Param(param.key, param.factors, param.scale * constant**power)
-            return
+    if number is None:
+        return (1.0, 0.0) if _unchanged(equation) else (-1.0, 0.0) if primitive is lax_p.neg_p else None
+    if power:
+        return number**power, 0.0
+    if primitive in ADDITIVE:
+        signs = ADDITIVE[primitive]
+        return signs[place], signs[1 - place] * number
+    return None
+
+
+def refuse_param(reader: Reader, equation: Equation) -> NoReturn:
+    """Refuse an operation on a parameter."""
     reader.refuse(
         equation,
         "a parameter goes through an operation other than multiplication by a number",
@@ -122,13 +168,12 @@ def _read_param(reader: Reader, equation: Equation) -> None:
 def _refuse(reader: Reader, equation: Equation) -> None:
     values = [reader.values[v] for v in equation.inputs]
     primitive = equation.primitive
-    if any(isinstance(v, Param) for v in values):
+    if any(isinstance(v, Param | ScaledParam) for v in values):
         reader.refuse(
             equation,
-            "a feature meets a trainable parameter elementwise, other than by addition",
-            "the product of a feature with a random parameter of the same channel is not Gaussian, and infnet has no "
-            "rule for trainable scales yet",
-            f"leave the trainable scale out (`use_scale=False`); or {MONTE_CARLO}",
+            "a feature meets a trainable parameter elementwise, other than in a sum or a product",
+            "the result is not Gaussian, and infnet has no rule for its derivative in that parameter",
+            f"add or multiply trained parameters; or {MONTE_CARLO}",
         )
     if sum(isinstance(v, Feature) for v in values) > 1:
         reader.refuse(

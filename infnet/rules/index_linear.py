@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from infnet._jax import lax_primitives as lax_p
 from infnet._jax import split_p, stack_p
@@ -11,6 +12,7 @@ from infnet.index_maps import IndexMap, Pool, Select, Total
 from infnet.primitives.windows import Window
 from infnet.program import Atom, Feature, Known, Param, Segment
 from infnet.reader import READS, Reader
+from infnet.rules.channel_sums import read_channel_sum
 from infnet.rules.rearrange import in_dim_order, index_linear, split_index_axes, with_unit_axes
 from infnet.rules.sums import combine, concatenate_channels, merge_segments
 from infnet.trace import Equation
@@ -106,7 +108,7 @@ def _cut_channels(reader: Reader, equation: Equation, feature: Feature, cut: Ran
 
 
 def _slice_param(reader: Reader, equation: Equation, out: int, touched: Sequence[int], ranges: Sequence[Range]) -> None:
-    param = reader.param(equation.inputs[0])
+    param = reader.whole_param(equation, equation.inputs[0])
     slices, factors = list(param.key.slices), list(param.factors)
     for d in touched:
         step, first, count = ranges[d]
@@ -118,23 +120,19 @@ def _slice_param(reader: Reader, equation: Equation, out: int, touched: Sequence
         slices.append((axis, before + first, before + first + count))
         factors[d] = ((axis, count),) if count > 1 else ()
     key = type(param.key)(param.key.leaf, tuple(sorted(slices)))
-    reader.values[out] = Param(key, tuple(factors), param.scale)
+    reader.values[out] = replace(param, key=key, factors=tuple(factors))
 
 
 @READS.register(lax_p.reduce_sum_p)
 def read_sum(reader: Reader, equation: Equation) -> None:
-    """Sums over positions."""
+    """Sums over positions; those over channels are no longer random."""
     var, (out,) = equation.inputs[0], equation.outputs
-    reduced = equation.params["axes"]
+    reduced, value = equation.params["axes"], reader.values[var]
+    if isinstance(value, Feature) and any(a.is_channel and value.size(a) > 1 for d in reduced for a in value.dims[d]):
+        read_channel_sum(reader, equation, var)
+        return
     feature = _feature(reader, equation, var)
     summed = [a for d in reduced for a in feature.dims[d] if feature.size(a) > 1]
-    if any(a.is_channel for a in summed):
-        reader.refuse(
-            equation,
-            "a sum over channels",
-            "infnet has no rule yet for sums and means over the axis that becomes infinite (as in LayerNorm, softmax)",
-            f"use `nn.Dense` to mix channels; or {MONTE_CARLO}",
-        )
     numbers = tuple(sorted(a.number for a in summed))
     kept = [k for k in range(len(feature.sizes)) if k not in numbers]
     segments = mapped(reader, equation, feature, Total(feature.sizes, numbers), "sum over positions", out)
@@ -217,10 +215,9 @@ def _concatenate_positions(reader: Reader, equation: Equation, parts: Sequence[t
         ranges = [(1, 0, n) for n in feature.sizes]
         ranges[feature.dims[axis][0].number] = (1, -start, total)
         # Each part is a variable of its own, so that the sum can be read like any other.
-        part = -1 - number - len(reader.trace.avals) * (out + 1)
+        part = reader.part_of(equation, number)
         segments = mapped(reader, equation, feature, Select(feature.sizes, tuple(ranges)), "concatenate", part)
         reader.values[part] = Feature(feature.dims, feature.channels, segments, part)
-        reader.producer[part] = equation
         padded.append(part)
         start += size
     combine(reader, equation, [(1.0, part) for part in padded])

@@ -10,14 +10,17 @@ import jax.numpy as jnp
 
 from infnet.layout import Layout, filled, from_sides, inner, restrict, spread_left, spread_right, to_sides
 from infnet.plan import Ask, Moments, Step, ask
-from infnet.program import Field, IndexLinear, Node, Sum, Term
+from infnet.program import Field, IndexLinear, Node, Scaled, Sum, Term
+from infnet.rules.trained_scales import scaled_step
 
-LINEAR = (Sum, IndexLinear)
+LINEAR = (Sum, IndexLinear, Scaled)
 
 
 def linear_step(request: Ask) -> Step:
     """Expand one linear node, or both where they are the same map."""
     u, v = request.u, request.v
+    if isinstance(u, Scaled) and isinstance(v, Scaled):
+        return scaled_step(request)
     if isinstance(u, IndexLinear) and isinstance(v, IndexLinear) and u.map == v.map:
         return _map_both(request, u, v)
     if isinstance(u, Sum) and isinstance(v, Sum) and u is v:
@@ -25,6 +28,8 @@ def linear_step(request: Ask) -> Step:
     # The later node first, so that requests only ever lead to earlier nodes.
     later_left = isinstance(u, LINEAR) and (not isinstance(v, LINEAR) or u.index >= v.index)
     later = u if later_left else v
+    if isinstance(later, Scaled):
+        return scaled_step(request)
     if isinstance(later, Sum):
         return _sum(request, later.terms, _whole(v)) if later_left else _sum(request, _whole(u), later.terms)
     assert isinstance(later, IndexLinear)

@@ -7,6 +7,7 @@ moments come from the kernel primitives.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -14,16 +15,40 @@ import jax.numpy as jnp
 
 from infnet.errors import MONTE_CARLO, UnsupportedError
 from infnet.layout import coincident, filled, inner, spread_left, spread_right
-from infnet.plan import Ask, AskMean, Moments, Request, Step
-from infnet.program import Contraction, Custom, Elementwise, Field, IndexLinear, KnownNode, OneNode, ParamNode, Sum
+from infnet.plan import Ask, AskMean, Moments, Request, Step, fields
+from infnet.program import (
+    ChannelSum,
+    Contraction,
+    Custom,
+    Elementwise,
+    Field,
+    IndexLinear,
+    KnownNode,
+    OneNode,
+    ParamNode,
+    Scaled,
+    Sum,
+)
+from infnet.rules.channel_sums import channel_sum_step
 from infnet.rules.contraction import contraction_step
 from infnet.rules.custom import custom_step
 from infnet.rules.linear import LINEAR, linear_step
 from infnet.rules.nonlinear import mean_of_elementwise, mixed_step, nonlinear_step
+from infnet.rules.trained_scales import mean_of_scaled
 
 
 def rule(request: Request) -> Step:
     """The step that computes a requested moment."""
+    step = _rule(request)
+    sums = tuple(dict.fromkeys(AskMean(one, side) for field, side in fields(request) for one in field.sums))
+    if not sums:
+        return step
+    # The arrays that it reads depend on sums over channels: these come first.
+    count = len(step.needs)
+    return replace(step, needs=step.needs + sums, evaluate=lambda c, results: step.evaluate(c, results[:count]))
+
+
+def _rule(request: Request) -> Step:
     if isinstance(request, AskMean):
         return mean_step(request)
     u, v = request.u, request.v
@@ -101,6 +126,10 @@ def mean_step(request: AskMean) -> Step:
     u = request.u
     if isinstance(u, Sum):
         return _mean_of_sum(request, u)
+    if isinstance(u, ChannelSum):
+        return channel_sum_step(request, u)
+    if isinstance(u, Scaled):
+        return mean_of_scaled(request, u)
     if isinstance(u, IndexLinear):
         return Step(
             request,

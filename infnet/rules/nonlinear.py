@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 
 from infnet.activations import Activation, joint_kernel
+from infnet.activations.joint import Report
+from infnet.activations.protocol import Means
 from infnet.errors import MONTE_CARLO, NonGaussianError, UnsupportedError
 from infnet.layout import Layout, filled, spread_left, spread_right
 from infnet.plan import Ask, AskMean, Moments, Request, Step, ask, variance
 from infnet.primitives.stored import stored
-from infnet.program import Elementwise, IndexLinear, KnownNode, Node, OneNode, Sum
+from infnet.program import Elementwise, IndexLinear, KnownNode, Node, OneNode, Scaled, Sum
+from infnet.rules.trained_scales import Direction, ScaleShares, derivative, refuse_ntk
 
 Spread = Callable[[Layout, jax.Array], jax.Array]
 
@@ -30,33 +33,98 @@ def nonlinear_step(request: Ask, u: Elementwise, v: Elementwise) -> Step:
             remedy=f"use the same activation on both branches; or {MONTE_CARLO}",
         )
     left, right = _Argument(u.operand, request.side[0]), _Argument(v.operand, request.side[1])
+    shares = ScaleShares(request, u, v)
     needs = (
         ask(u.operand, v.operand, request.shift, request.side, request.layout, request.ntk),
         *left.needs,
         *right.needs,
+        *shares.needs,
     )
     with_itself = u is v and request.shift == 0 and request.side[0] == request.side[1] and request.layout.is_diagonal
 
     def evaluate(context: Any, results: Sequence[Any]) -> Moments:
-        joint, *own = results
+        joint, own, of_scales = results[0], results[1:5], results[5:]
         s, t = joint or Moments(None)
-        if with_itself:
-            q, mean = left.read(context, own[:2], spread_left, request.layout)
-            k, kdot = context.activation(u).squares(q, mean)
-            return Moments(stored(filled(request.layout, k)), None if t is None else stored(kdot * t))
         q1, mean1 = left.read(context, own[:2], spread_left, request.layout)
         q2, mean2 = right.read(context, own[2:], spread_right, request.layout)
-        s = jnp.zeros(request.layout.shape, q1.dtype) if s is None else s
         means = None
-        if mean1 is not None or mean2 is not None:
+        if mean1 is not None or mean2 is not None or shares.has_means:
             means = (_or_zero(mean1, q1), _or_zero(mean2, q2))
-            s = s - means[0] * means[1]
-        kernel = joint_kernel(context.activation(u), context.activation(v), context.report)
-        assert kernel is not None
-        k, *kdots = kernel(s, q1, q2, t is not None, means)
-        return Moments(stored(filled(request.layout, k)), None if t is None else stored(kdots[0] * t))
+        if with_itself:
+            moments: _Kernels = _Squares(context.activation(u), q1, means)
+        else:
+            s = jnp.zeros(request.layout.shape, q1.dtype) if s is None else s
+            moments = _Kernel((context.activation(u), context.activation(v)), context.report, s, q1, q2, means)
+        k, *kdots = moments.values(t is not None)
+        total = None if t is None else kdots[0] * t
+        for direction in shares.directions(context, of_scales, means):
+            share = direction.weight * moments.slope_along(direction)
+            total = share if total is None else total + share
+        layout = request.layout
+        return Moments(stored(filled(layout, k)), None if total is None else stored(filled(layout, total)))
 
     return Step(request, activation.name, u.where, needs, evaluate, activation.exact)
+
+
+class _Kernels(Protocol):
+    """E phi(u) psi(v) and E phi'(u) psi'(v) of one pair of arguments."""
+
+    def values(self, derivative: bool) -> tuple[jax.Array, ...]:
+        """The first, and with `derivative` the second."""
+
+    def slope_along(self, direction: Direction) -> jax.Array:
+        """The derivative of the second along a direction."""
+
+
+@dataclass(frozen=True)
+class _Squares:
+    """Of an argument with itself."""
+
+    activation: Activation
+    q: jax.Array
+    means: Means
+
+    def values(self, derivative: bool) -> tuple[jax.Array, ...]:
+        return self.activation.squares(self.q, None if self.means is None else self.means[0])
+
+    def slope_along(self, direction: Direction) -> jax.Array:
+        points, along = [self.q], [direction.q11]
+        if self.means is not None:
+            points, along = [*points, self.means[0]], [*along, direction.mean1]
+        return derivative(lambda *args: self.activation.squares(*args)[1], points, along)
+
+
+class _Kernel:
+    """Of two arguments, whose second moment is s."""
+
+    def __init__(
+        self,
+        pair: tuple[Activation, Activation],
+        report: Report,
+        s: jax.Array,
+        q1: jax.Array,
+        q2: jax.Array,
+        means: Means,
+    ):
+        self._pair, self._report, self._means = pair, report, means
+        self._points = (s if means is None else s - means[0] * means[1], q1, q2)
+
+    def values(self, derivative: bool) -> tuple[jax.Array, ...]:
+        one, two = self._pair
+        kernel = joint_kernel(one, two, self._report)
+        assert kernel is not None
+        return kernel(*self._points, derivative, self._means)
+
+    def slope_along(self, direction: Direction) -> jax.Array:
+        one, two = self._pair
+        kernel = joint_kernel(one, two)
+        assert kernel is not None
+
+        def slope(q12: jax.Array, q11: jax.Array, q22: jax.Array, *means: jax.Array) -> jax.Array:
+            return kernel(q12, q11, q22, True, (means[0], means[1]) if means else None)[1]
+
+        points = (*self._points, *(self._means or ()))
+        return derivative(slope, points, direction[1 : 1 + len(points)])
 
 
 def _or_zero(mean: jax.Array | None, q: jax.Array) -> jax.Array:
@@ -127,7 +195,7 @@ def _not_gaussian(node: Node) -> Node:
         node = waiting.pop()
         if isinstance(node, Sum):
             waiting.extend(t.node for t in node.terms if not t.node.gaussian)
-        elif isinstance(node, IndexLinear):
+        elif isinstance(node, IndexLinear) or (isinstance(node, Scaled) and not node.operand.gaussian):
             waiting.append(node.operand)
         else:
             return node
@@ -146,6 +214,8 @@ def mixed_step(request: Ask) -> Step:
             remedy=MONTE_CARLO,
         )
     activation = _checked(function)
+    if request.ntk and function.scales & other.scales:
+        refuse_ntk(function.where, "a trained scale reaches a nonlinearity and a linear branch beside it")
     left = function is u
     pair = (function.operand, other) if left else (other, function.operand)
     argument = _Argument(function.operand, request.side[0 if left else 1])

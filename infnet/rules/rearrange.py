@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from infnet._jax import lax_primitives as lax_p
@@ -25,14 +26,14 @@ def read_axes(reader: Reader, equation: Equation) -> None:
         order = tuple(d for d in range(len(reader.shape(equation.inputs[0]))) if d not in equation.params["dimensions"])
     if isinstance(value, Param):
         factors = tuple(value.factors[d] for d in order)
-        reader.values[equation.outputs[0]] = Param(value.key, factors, value.scale)
+        reader.values[equation.outputs[0]] = replace(value, factors=factors)
     else:
         assert isinstance(value, Feature)
         reader.values[equation.outputs[0]] = _redimensioned(value, tuple(value.dims[d] for d in order))
 
 
 def _redimensioned(feature: Feature, dims: tuple[tuple[Atom, ...], ...]) -> Feature:
-    return Feature(dims, feature.channels, feature.segments, feature.base, feature.affine)
+    return Feature(dims, feature.channels, feature.segments, feature.base, feature.polynomial)
 
 
 @READS.register(lax_p.reshape_p)
@@ -42,7 +43,8 @@ def read_reshape(reader: Reader, equation: Equation) -> None:
     shape, value = reader.shape(out), reader.values[var]
     try:
         if isinstance(value, Param):
-            reader.values[out] = Param(value.key, regroup(value.factors, shape), value.scale)
+            param = reader.whole_param(equation, var)
+            reader.values[out] = replace(param, factors=regroup(param.factors, shape))
         else:
             assert isinstance(value, Feature)
             reader.values[out] = _reshape(reader, value, shape, var, out)
@@ -105,15 +107,8 @@ def read_broadcast(reader: Reader, equation: Equation) -> None:
     old = reader.shape(var)
     repeated = [d for d, n in enumerate(shape) if n > 1 and (d not in places or old[places[d]] == 1)]
     if isinstance(value, Param):
-        if repeated:
-            reader.refuse(
-                equation,
-                "a parameter is repeated along a new axis",
-                "infnet follows a repeated parameter only where it is added with axes of size 1",
-                "add the parameter with axes of size 1 (`bias[None, :]`) and let the sum broadcast",
-            )
         factors = tuple(value.factors[places[d]] if d in places else () for d in range(len(shape)))
-        reader.values[out] = Param(value.key, factors, value.scale)
+        reader.values[out] = replace(value, factors=factors)
         return
     assert isinstance(value, Feature)
     dims = tuple(value.dims[places[d]] if d in places else () for d in range(len(shape)))
@@ -201,6 +196,7 @@ def index_linear(reader: Reader, node: Node, mapping: Any, sizes: tuple[int, ...
         gaussian=node.gaussian,
         zero_mean=node.zero_mean,
         uniform=node.uniform,
+        scales=node.scales,
         operand=node,
         map=mapping,
         rule=rule,

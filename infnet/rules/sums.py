@@ -34,11 +34,15 @@ def scale(reader: Reader, equation: Equation) -> None:
     feature = next(v for v in equation.inputs if isinstance(reader.values[v], Feature))
     known = next(v for v in equation.inputs if v != feature)
     power = 1 if equation.primitive is lax_p.mul_p else -1
-    (out,) = equation.outputs
-    template = _template(reader, equation, [feature])
-    axes, segments = _aligned(reader, equation, feature, template)
+    scale_by_known(reader, equation, feature, known, power, equation.outputs[0])
+
+
+def scale_by_known(reader: Reader, equation: Equation, feature: int, known: int, power: int, out: int) -> None:
+    """Set `out` to a feature times a Known variable, or divided by it; the result has the shape of the equation's."""
+    template = common_template(reader, equation, [feature])
+    axes, segments = aligned(reader, equation, feature, template)
     pieces = []
-    for piece, position in zip(segments, _starts(segments), strict=True):
+    for piece, position in zip(segments, starts(segments), strict=True):
         coefficient = _field(reader, known, template, (position, position + piece.width), power)
         if coefficient.varies_along_channels and not piece.node.uniform:
             reader.refuse(
@@ -47,24 +51,24 @@ def scale(reader: Reader, equation: Equation) -> None:
                 "the channels then differ in two ways that infnet would have to average together",
             )
         term = Term(coefficient, piece.node, piece.start, axes)
-        node = reader.sum([term], _index_sizes(template), equation.where)
+        node = reader.sum([term], index_sizes(template), equation.where)
         pieces.append(Segment(node, 0, piece.width))
-    reader.values[out] = _feature(template, pieces, out)
+    reader.values[out] = with_template(template, pieces, out)
 
 
 def combine(reader: Reader, equation: Equation, operands: Sequence[tuple[float, int]]) -> None:
     """The sum of coefficient * operand, each a Feature, a Known or a Param of broadcasting shapes."""
     (out,) = equation.outputs
     features = [v for _, v in operands if isinstance(reader.values[v], Feature)]
-    template = _template(reader, equation, features)
-    aligned = {v: _aligned(reader, equation, v, template) for v in features}
+    template = common_template(reader, equation, features)
+    placed = {v: aligned(reader, equation, v, template) for v in features}
     pieces = []
-    for start, stop in _cuts([segments for _, segments in aligned.values()]):
+    for start, stop in cuts([segments for _, segments in placed.values()]):
         terms = []
         for coefficient, var in operands:
-            if var in aligned:
-                axes, segments = aligned[var]
-                segment, offset = _segment_at(segments, start)
+            if var in placed:
+                axes, segments = placed[var]
+                segment, offset = segment_at(segments, start)
                 if not segment.node.uniform and (offset, segment.width) != (0, stop - start):
                     reader.refuse(
                         equation,
@@ -78,33 +82,35 @@ def combine(reader: Reader, equation: Equation, operands: Sequence[tuple[float, 
             else:
                 node, axes = _param_node(reader, equation, var, template, (start, stop))
                 terms.append(Term(coefficient, node, 0, axes))
-        node = reader.sum(terms, _index_sizes(template), equation.where)
+        node = reader.sum(terms, index_sizes(template), equation.where)
         pieces.append(Segment(node, 0, stop - start))
-    reader.values[out] = _feature(template, pieces, out)
+    reader.values[out] = with_template(template, pieces, out)
 
 
 def concatenate_channels(reader: Reader, equation: Equation, axis: int) -> None:
     """Features and inputs side by side along their one channel axis."""
     (out,) = equation.outputs
     features = [v for v in equation.inputs if isinstance(reader.values[v], Feature)]
-    template = _template(reader, equation, features, concatenated=axis)
+    template = common_template(reader, equation, features, concatenated=axis)
     pieces = []
     for var in equation.inputs:
         own = list(template)
         width = reader.shape(var)[axis]
         own[axis] = ((True, width),) if width > 1 else ()
         if var in features:
-            axes, segments = _aligned(reader, equation, var, tuple(own))
+            axes, segments = aligned(reader, equation, var, tuple(own))
             for s in segments:
-                node = reader.sum([Term(1.0, s.node, 0, axes)], _index_sizes(template), equation.where)
+                node = reader.sum([Term(1.0, s.node, 0, axes)], index_sizes(template), equation.where)
                 pieces.append(Segment(node, s.start, s.width))
         else:
             node = known_node(reader, equation, var, tuple(own), (0, width), channel_dims=[axis])
             pieces.append(Segment(node, 0, width))
-    reader.values[out] = _feature(template, pieces, out)
+    reader.values[out] = with_template(template, pieces, out)
 
 
-def _template(reader: Reader, equation: Equation, features: Sequence[int], concatenated: int | None = None) -> Template:
+def common_template(
+    reader: Reader, equation: Equation, features: Sequence[int], concatenated: int | None = None
+) -> Template:
     """The factors of each axis of the result: the common refinement of the features' own."""
     settled = [reader.settled(v) for v in features]
     rank = len(reader.shape(equation.outputs[0]))
@@ -137,7 +143,7 @@ def _refine(reader: Reader, equation: Equation, one: list, two: list) -> list:
     )
 
 
-def _aligned(
+def aligned(
     reader: Reader, equation: Equation, var: int, template: Template
 ) -> tuple[tuple[int, ...], tuple[Segment, ...]]:
     """The segments of a feature with index axes as in the template, and which of its axes they are."""
@@ -164,11 +170,13 @@ def _aligned(
     return tuple(axes), feature.segments
 
 
-def _index_sizes(template: Template) -> tuple[int, ...]:
+def index_sizes(template: Template) -> tuple[int, ...]:
+    """The sizes of the index axes of a template."""
     return tuple(n for factors in template for is_channel, n in factors if not is_channel)
 
 
-def _feature(template: Template, pieces: Sequence[Segment], out: int) -> Feature:
+def with_template(template: Template, pieces: Sequence[Segment], out: int) -> Feature:
+    """The feature `out` with the axes of a template."""
     dims, counts, channels = [], [0, 0], []
     for factors in template:
         atoms = []
@@ -193,17 +201,19 @@ def merge_segments(pieces: Sequence[Segment]) -> tuple[Segment, ...]:
     return tuple(merged)
 
 
-def _starts(segments: Sequence[Segment]) -> list[int]:
+def starts(segments: Sequence[Segment]) -> list[int]:
+    """The first channel of each segment."""
     return [sum(s.width for s in segments[:k]) for k in range(len(segments))]
 
 
-def _cuts(lists: Sequence[Sequence[Segment]]) -> list[tuple[int, int]]:
+def cuts(lists: Sequence[Sequence[Segment]]) -> list[tuple[int, int]]:
     """The common refinement of several cuts of the same channels."""
     bounds = sorted({0, *(sum(s.width for s in segments[: k + 1]) for segments in lists for k in range(len(segments)))})
     return list(itertools.pairwise(bounds))
 
 
-def _segment_at(segments: Sequence[Segment], channel: int) -> tuple[Segment, int]:
+def segment_at(segments: Sequence[Segment], channel: int) -> tuple[Segment, int]:
+    """The segment that holds a channel, and which of its channels that is."""
     position = 0
     for segment in segments:
         if channel < position + segment.width:
@@ -248,7 +258,7 @@ def known_node(
         reader.refuse(equation, f"an array of inputs is added along {error}", "infnet has no rule for this yet")
     return reader.new(
         KnownNode,
-        sizes=_index_sizes(template),
+        sizes=index_sizes(template),
         where=equation.where,
         leaves=frozenset(),
         gaussian=True,
@@ -293,7 +303,7 @@ def _param_node(
         where=equation.where,
         leaves=frozenset({(key, 0)}),
         gaussian=True,
-        zero_mean=param.key.leaf not in reader.nonzero_mean,
-        param=Param(key, param.factors, param.scale),
+        zero_mean=param.key.leaf not in reader.nonzero_mean and not param.offset,
+        param=Param(key, param.factors, param.scale, param.offset),
     )
     return node, tuple(axes)

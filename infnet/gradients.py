@@ -1,0 +1,74 @@
+"""The derivatives of a linear node in the trained scales that multiply it, as nodes.
+
+A channel u_c = sum_k L_k(gamma_c h_kc) of linear maps of features depends on element c of the scale alone, by
+du_c / dgamma_c = sum_k L_k h_kc. That is random, other than the tangent kernels of weights, and correlated with u_c.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from infnet.program import IndexLinear, Node, Scaled, ScaleGradient, Sum, Term
+
+if TYPE_CHECKING:
+    from infnet.reader import Reader
+
+
+def scale_gradients(reader: Reader, node: Node) -> tuple[ScaleGradient, ...]:
+    """The gradient of `node` in each trained scale that reaches it without a contraction."""
+    found: dict[int, list[ScaleGradient]] = {}
+    for part in _linear_parts(node):
+        found[part.index] = _gradients(reader, part, found)
+    return tuple(found.get(node.index, ()))
+
+
+def _linear_parts(node: Node) -> list[Node]:
+    """The nodes that `node` is a linear function of and that contain scales, itself last."""
+    parts, waiting = {}, [node]
+    while waiting:
+        part = waiting.pop()
+        if part.scales and part.index not in parts:
+            parts[part.index] = part
+            waiting.extend(_operands(part))
+    return [parts[index] for index in sorted(parts)]
+
+
+def _operands(node: Node) -> list[Node]:
+    if isinstance(node, Sum):
+        return [term.node for term in node.terms]
+    return [node.operand] if isinstance(node, IndexLinear | Scaled) else []
+
+
+def _gradients(reader: Reader, node: Node, found: dict[int, list[ScaleGradient]]) -> list[ScaleGradient]:
+    if isinstance(node, Scaled):
+        own = _shifted(reader, node.operand, node.start)
+        below = [
+            ScaleGradient(g.scale, g.channel + node.start, reader.with_operand(node, g.node))
+            for g in found.get(node.operand.index, ())
+        ]
+        return [ScaleGradient(node, 0, own), *below]
+    if isinstance(node, IndexLinear):
+        return [
+            ScaleGradient(g.scale, g.channel, reader.with_operand(node, g.node))
+            for g in found.get(node.operand.index, ())
+        ]
+    if isinstance(node, Sum):
+        return _of_sum(reader, node, found)
+    return []
+
+
+def _of_sum(reader: Reader, node: Sum, found: dict[int, list[ScaleGradient]]) -> list[ScaleGradient]:
+    grouped: dict[tuple[object, int], tuple[Scaled, list[Term]]] = {}
+    for term in node.terms:
+        for g in found.get(term.node.index, ()):
+            channel = g.channel + term.start
+            _, terms = grouped.setdefault((g.scale.param, channel), (g.scale, []))
+            terms.append(Term(term.coefficient, g.node, term.start, term.axes))
+    return [
+        ScaleGradient(scale, channel, reader.sum(terms, node.sizes, node.where))
+        for (_, channel), (scale, terms) in grouped.items()
+    ]
+
+
+def _shifted(reader: Reader, node: Node, start: int) -> Node:
+    return reader.sum([Term(1.0, node, start, tuple(range(len(node.sizes))))], node.sizes, node.where)

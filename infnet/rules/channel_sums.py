@@ -1,0 +1,235 @@
+"""Sums over channels: the statistics of normalisation layers, the scores of attention.
+
+The mean over infinitely many channels of u, of u^2 or of u v is no longer random (the law of large numbers over
+channels that are independent in the limit; Ba et al. 2016, arXiv:1607.06450, use it for LayerNorm, Hron et al. 2020,
+arXiv:2006.10540, section 3, for scores divided by d). So it is Known, and its derivative in any weight is smaller than
+that of a channel by their number. A sum that is not divided by the number of channels fluctuates: it may only be
+divided later, or, if it is a sum of squares, multiply something.
+"""
+
+from __future__ import annotations
+
+import math
+import string
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from infnet._jax import lax_primitives as lax_p
+from infnet.errors import MONTE_CARLO
+from infnet.layout import Layout, to_sides
+from infnet.plan import AskMean, Request, Step, ask, variance
+from infnet.program import ChannelSum, Feature, Field, Known, Node, Segment, Sum, SummedPart, Term
+from infnet.reader import Reader
+from infnet.rules.rearrange import in_dim_order
+from infnet.trace import Equation
+from infnet.variation import long_axes
+
+ROUNDING = 1e-3  # of the product of a sum's factor and the number of channels
+SHAPE_ONLY = frozenset(
+    {
+        lax_p.reshape_p,
+        lax_p.broadcast_in_dim_p,
+        lax_p.squeeze_p,
+        lax_p.transpose_p,
+        lax_p.convert_element_type_p,
+        lax_p.copy_p,
+        lax_p.reduce_sum_p,
+    }
+)
+# Of a sum of squares these keep the relative size of its fluctuations, which vanishes.
+POWERS = frozenset({lax_p.sqrt_p, lax_p.rsqrt_p, lax_p.integer_pow_p, lax_p.pow_p, lax_p.square_p})
+SMALL_CHANGES = frozenset({lax_p.add_p, lax_p.add_jaxvals_p, lax_p.max_p})
+
+
+def read_known(reader: Reader, equation: Equation) -> None:
+    """An operation on Known variables; a sum over channels among them has to be divided by their number first."""
+    reader.read_known(equation)
+    known = [reader.values[v] for v in equation.inputs]
+    sums = [k for k in known if isinstance(k, Known) and k.excess]
+    if not sums:
+        return
+    if len(sums) == 1:
+        excess = _excess(reader, equation, sums[0])
+        if excess is not None:
+            for var in equation.outputs:
+                value = reader.values[var]
+                assert isinstance(value, Known)
+                pending = 0.0 if excess <= 1 + ROUNDING else excess
+                reader.values[var] = Known(
+                    var, value.varies, value.constant, value.sums, pending, sums[0].squares and bool(pending)
+                )
+            return
+    refuse_fluctuating(reader, equation)
+
+
+def refuse_fluctuating(reader: Reader, equation: Equation) -> None:
+    """Refuse a sum over channels that has not been divided by their number."""
+    reader.refuse(
+        equation,
+        "a sum over channels that is not divided by their number",
+        "it fluctuates from one initialisation to the next, so what follows is a random mixture and not Gaussian, as "
+        "in attention with scores divided by sqrt(d)",
+        f"divide the sum by the number of channels d; or {MONTE_CARLO}",
+    )
+
+
+def _excess(reader: Reader, equation: Equation, known: Known) -> float | None:
+    """How often the result exceeds a mean over channels; None if it cannot be said."""
+    primitive, inputs = equation.primitive, equation.inputs
+    if primitive in SHAPE_ONLY:
+        return known.excess
+    others = [reader.constant(v) for v in inputs if v != known.var]
+    if primitive is lax_p.mul_p and None not in others and others:
+        return known.excess * abs(others[0] or 0.0)
+    if primitive is lax_p.div_p and inputs[0] == known.var and others and others[0]:
+        return known.excess / abs(others[0])
+    if not known.squares:
+        return None
+    if primitive in POWERS or (primitive in SMALL_CHANGES and None not in others):
+        return known.excess
+    return known.excess if primitive is lax_p.div_p else None
+
+
+def read_channel_sum(reader: Reader, equation: Equation, var: int) -> None:
+    """`reduce_sum` over axes that hold channels, and perhaps positions."""
+    feature, reduced = reader.values[var], equation.params["axes"]
+    assert isinstance(feature, Feature)
+    polynomial = feature.polynomial
+    if polynomial is None or not polynomial[2]:
+        feature, polynomial = reader.settled(var), (0.0, 1.0, 0.0)
+    feature = in_dim_order(reader, Feature(feature.dims, feature.channels, feature.segments, var), var)
+    summed = [a for d in reduced for a in feature.dims[d]]
+    kept_dims = [feature.dims[d] for d in range(len(feature.dims)) if d not in reduced]
+    count = math.prod(feature.size(a) for a in summed if a.is_channel)
+    _check_channels(reader, equation, feature, count)
+    letters = string.ascii_letters[: len(feature.sizes)]
+    kept = "".join(letters[a.number] for dim in kept_dims for a in dim if not a.is_channel)
+    share = count / math.prod(feature.channels)
+    parts, largest = [], 0.0
+    for segment in feature.segments:
+        own = _parts(reader, equation, segment, polynomial, share)
+        largest = max(largest, _magnitude(segment.node, polynomial))
+        parts.extend(own)
+    squares = polynomial[:2] == (0.0, 0.0) and polynomial[2] > 0
+    _define(reader, equation, parts, f"{letters}->{kept}", kept_dims, count * largest, squares=squares)
+
+
+def _parts(
+    reader: Reader, equation: Equation, segment: Segment, polynomial: tuple[float, float, float], share: float
+) -> list[SummedPart]:
+    """The sum of c + b x + a x^2 over `share` of the channels of a segment."""
+    node, weight, (c, b, a) = segment.node, share * segment.width, polynomial
+    if not a:
+        return [SummedPart(weight, node)]
+    parts = [SummedPart(a * weight, node, node)]
+    if b:
+        parts.append(SummedPart(b * weight, node))
+    if c:
+        ones = reader.sum([Term(1.0, reader.one, 0, ())], node.sizes, equation.where)
+        parts.append(SummedPart(c * weight, ones))
+    return parts
+
+
+def _check_channels(reader: Reader, equation: Equation, feature: Feature, count: int) -> None:
+    partial = count < math.prod(feature.channels)
+    if any(not s.node.uniform and (partial or s.start) for s in feature.segments):
+        reader.refuse(
+            equation,
+            "a sum over a group of channels that are not alike",
+            "inputs, or constants that vary along the channels, were added or multiplied, so each group has a sum of "
+            "its own",
+        )
+
+
+def _magnitude(node: Node, polynomial: tuple[float, float, float] = (0.0, 1.0, 0.0)) -> float:
+    """The largest constant factor of a field of order 1: 1 / sqrt(d) for `q / sqrt(d)`."""
+    size = _scale(node)
+    return max(abs(polynomial[1]) * size, abs(polynomial[2]) * size**2)
+
+
+def _scale(node: Node) -> float:
+    factor = 1.0
+    while isinstance(node, Sum) and len(node.terms) == 1:
+        (term,) = node.terms
+        factor *= 1.0 if isinstance(term.coefficient, Field) else abs(term.coefficient)
+        node = term.node
+    if isinstance(node, Sum):
+        return factor * max(
+            (1.0 if isinstance(t.coefficient, Field) else abs(t.coefficient)) * _scale(t.node) for t in node.terms
+        )
+    return factor
+
+
+def _define(
+    reader: Reader,
+    equation: Equation,
+    parts: Sequence[SummedPart],
+    subscripts: str,
+    dims: Sequence[Sequence[Any]],
+    excess: float,
+    *,
+    squares: bool,
+    pairs: bool = False,
+) -> None:
+    """Set the result of an equation to a sum over channels, its axes made of `dims`."""
+    (out,) = equation.outputs
+    channel_axes = {d for d, dim in enumerate(dims) if any(a.is_channel for a in dim)}
+    if any(not a.is_channel for d in channel_axes for a in dims[d]):
+        reader.refuse(
+            equation,
+            "a sum over channels that leaves positions and channels on one axis",
+            "infnet has no rule for this yet",
+        )
+    shape = reader.shape(out)
+    node = reader.new(
+        ChannelSum,
+        sizes=tuple(1 if d in channel_axes else n for d, n in enumerate(shape)),
+        where=equation.where,
+        leaves=frozenset(),
+        gaussian=True,
+        zero_mean=False,
+        var=out,
+        parts=tuple(parts),
+        pairs=pairs,
+        subscripts=subscripts,
+    )
+    excess = 0.0 if excess <= 1 + ROUNDING else excess
+    varies = long_axes(shape) - channel_axes
+    reader.values[out] = Known(out, varies, False, frozenset({node}), excess, squares and excess > 0)
+
+
+def channel_sum_step(request: AskMean, node: ChannelSum) -> Step:
+    """The value of a sum over channels on one example."""
+
+    def evaluate(context: Any, results: Sequence[Any]) -> jax.Array:
+        total = jnp.zeros(node.sizes, context.dtype)
+        for part, result in zip(node.parts, results, strict=True):
+            value = _at_positions(node, part, result)
+            if value is not None:
+                total = total + part.weight * jnp.einsum(node.subscripts, value).reshape(node.sizes)
+        return total
+
+    needs = tuple(_need(node, part, request.side) for part in node.parts)
+    return Step(request, "channel sum", node.where, needs, evaluate)
+
+
+def _need(node: ChannelSum, part: SummedPart, side: int) -> Request | None:
+    if part.v is None:
+        return AskMean(part.u, side)
+    if not node.pairs:
+        return variance(part.u, side)
+    return ask(part.u, part.v, part.shift, (side, side), Layout.full(part.u.sizes, part.v.sizes))
+
+
+def _at_positions(node: ChannelSum, part: SummedPart, result: Any) -> jax.Array | None:
+    """The mean of one channel of a part at its positions, or pairs of them."""
+    if part.v is None:
+        return result
+    if result is None or result.s is None:
+        return None
+    if not node.pairs:
+        return result.s.reshape(part.u.sizes)
+    return to_sides(Layout.full(part.u.sizes, part.v.sizes), result.s)
