@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from infnet.program import IndexLinear, Node, Scaled, ScaleGradient, Sum, Term
+from infnet.program import Aggregation, IndexLinear, Node, Scaled, ScaleGradient, Sum, Term
 
 if TYPE_CHECKING:
     from infnet.reader import Reader
@@ -36,7 +36,7 @@ def _linear_parts(node: Node) -> list[Node]:
 def _operands(node: Node) -> list[Node]:
     if isinstance(node, Sum):
         return [term.node for term in node.terms]
-    return [node.operand] if isinstance(node, IndexLinear | Scaled) else []
+    return [node.operand] if isinstance(node, IndexLinear | Aggregation | Scaled) else []
 
 
 def _gradients(reader: Reader, node: Node, found: dict[int, list[ScaleGradient]]) -> list[ScaleGradient]:
@@ -47,7 +47,7 @@ def _gradients(reader: Reader, node: Node, found: dict[int, list[ScaleGradient]]
             for g in found.get(node.operand.index, ())
         ]
         return [ScaleGradient(node, 0, own), *below]
-    if isinstance(node, IndexLinear):
+    if isinstance(node, IndexLinear | Aggregation):
         return [
             ScaleGradient(g.scale, g.channel, reader.with_operand(node, g.node))
             for g in found.get(node.operand.index, ())

@@ -221,6 +221,33 @@ class Matrix(IndexMap):
         return jnp.moveaxis(product, 0, axis)
 
 
+@dataclass(frozen=True, eq=False)
+class InputMatrix(IndexMap):
+    """A matrix that depends on the example, applied to positions by `einsum`.
+
+    Attributes:
+        new_shape: the sizes of the result.
+        matrix: of the example.
+        subscripts: of the matrix and the positions to those of the result.
+    """
+
+    new_shape: tuple[int, ...]
+    matrix: jax.Array
+    subscripts: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the result."""
+        return self.new_shape
+
+    def side(self, array: jax.Array) -> jax.Array:
+        """Contract the leading axes."""
+        flat = array.reshape((*self.sizes, -1))
+        operands, result = self.subscripts.split("->")
+        product = jnp.einsum(f"{operands}Z->{result}Z", self.matrix, flat, precision=lax.Precision.HIGHEST)
+        return product.reshape((*self.new_shape, *array.shape[len(self.sizes) :]))
+
+
 @dataclass(frozen=True)
 class Select(IndexMap):
     """Slices, flips and zero-padding: output position i of axis k is input position `step * i + first`, or zero.

@@ -17,7 +17,7 @@ import jax
 
 from infnet.errors import Where
 from infnet.layout import Layout
-from infnet.program import Field, KnownNode, Node, Sum
+from infnet.program import Aggregation, Field, KnownNode, Node, Sum
 
 Side = tuple[int, int]  # which example (1 or 2) the left and the right feature are evaluated on
 
@@ -103,6 +103,8 @@ def fields(request: Request) -> list[tuple[Field, int]]:
             found.append((node.field, side))
         elif isinstance(node, Sum):
             found.extend((t.coefficient, side) for t in node.terms if isinstance(t.coefficient, Field))
+        elif isinstance(node, Aggregation):
+            found.append((node.matrix, side))
     return found
 
 

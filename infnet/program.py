@@ -197,6 +197,14 @@ class ScaleGradient(NamedTuple):
     node: Node
 
 
+@dataclass(frozen=True, eq=False)
+class Product(Node):
+    """Channel c is the product of channels c + starts[0] and c + starts[1] of the two factors."""
+
+    factors: tuple[Node, Node] = field(kw_only=True)
+    starts: tuple[int, int] = field(kw_only=True)
+
+
 class SummedPart(NamedTuple):
     """`weight` times the sum over channels of u, or of the product of u and v."""
 
@@ -256,6 +264,19 @@ class IndexLinear(Node):
     operand: Node = field(kw_only=True)
     map: Any = field(kw_only=True)
     rule: str = field(kw_only=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Aggregation(Node):
+    """A linear map of the positions of `operand` whose matrix is Known: adjacency, attention weights.
+
+    `subscripts`: for `einsum`, of the matrix and the positions of the operand to those of the result.
+    """
+
+    operand: Node = field(kw_only=True)
+    matrix: Field = field(kw_only=True)
+    subscripts: str = field(kw_only=True)
+    rule: str = field(kw_only=True, default="aggregate")
 
 
 class Segment(NamedTuple):

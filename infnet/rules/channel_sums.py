@@ -111,10 +111,10 @@ def read_channel_sum(reader: Reader, equation: Equation, var: int) -> None:
     parts, largest = [], 0.0
     for segment in feature.segments:
         own = _parts(reader, equation, segment, polynomial, share)
-        largest = max(largest, _magnitude(segment.node, polynomial))
+        largest = max(largest, magnitude(segment.node, polynomial))
         parts.extend(own)
     squares = polynomial[:2] == (0.0, 0.0) and polynomial[2] > 0
-    _define(reader, equation, parts, f"{letters}->{kept}", kept_dims, count * largest, squares=squares)
+    define_sum(reader, equation, parts, f"{letters}->{kept}", kept_dims, count * largest, squares=squares)
 
 
 def _parts(
@@ -144,7 +144,7 @@ def _check_channels(reader: Reader, equation: Equation, feature: Feature, count:
         )
 
 
-def _magnitude(node: Node, polynomial: tuple[float, float, float] = (0.0, 1.0, 0.0)) -> float:
+def magnitude(node: Node, polynomial: tuple[float, float, float] = (0.0, 1.0, 0.0)) -> float:
     """The largest constant factor of a field of order 1: 1 / sqrt(d) for `q / sqrt(d)`."""
     size = _scale(node)
     return max(abs(polynomial[1]) * size, abs(polynomial[2]) * size**2)
@@ -163,7 +163,7 @@ def _scale(node: Node) -> float:
     return factor
 
 
-def _define(
+def define_sum(
     reader: Reader,
     equation: Equation,
     parts: Sequence[SummedPart],
@@ -174,7 +174,7 @@ def _define(
     squares: bool,
     pairs: bool = False,
 ) -> None:
-    """Set the result of an equation to a sum over channels, its axes made of `dims`."""
+    """Set the result of an equation to a sum over channels, its axes made of `dims`; see `ChannelSum` and `Known`."""
     (out,) = equation.outputs
     channel_axes = {d for d, dim in enumerate(dims) if any(a.is_channel for a in dim)}
     if any(not a.is_channel for d in channel_axes for a in dims[d]):

@@ -14,8 +14,10 @@ from infnet.primitives.contraction import Geometry, contraction
 from infnet.primitives.windows import Window, conv_offsets
 from infnet.program import Atom, Contraction, Feature, KnownNode, Node, Param, ParamKey, Segment, Term
 from infnet.reader import READS, Reader
-from infnet.rules.matrix import read_product
+from infnet.rules.aggregation import read_aggregation
+from infnet.rules.matrix import read_matrix
 from infnet.rules.rearrange import in_dim_order
+from infnet.rules.scores import read_scores
 from infnet.trace import Equation
 
 SEPARATE = "each channel would be filtered by a weight of its own, or share one with other channels"
@@ -64,9 +66,11 @@ def _product(reader: Reader, equation: Equation, kinds: Sequence[bool]) -> None:
         what, why = "two parameters are multiplied", "the product is not a Gaussian weight with independent elements"
         reader.refuse(equation, what, why)
     if all(features):
-        what, why = "two features are multiplied (attention, gating)", "infnet has no rule yet for products of features"
-        reader.refuse(equation, what, why)
-    read_product(reader, equation)
+        read_scores(reader, equation)
+        return
+    constant = next(v for v, is_feature in zip(equation.inputs, features, strict=True) if not is_feature)
+    rule = read_aggregation if reader.constant_array(constant) is None else read_matrix
+    rule(reader, equation)
 
 
 def _dense_operand(reader: Reader, equation: Equation, var: int, x_dims: Sequence[int]) -> Feature:

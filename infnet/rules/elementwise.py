@@ -13,11 +13,13 @@ from infnet._jax import lax_primitives as lax_p
 from infnet.errors import MONTE_CARLO
 from infnet.program import Feature, Known, Param, ScaledParam
 from infnet.reader import Reader
+from infnet.rules.products import read_maximum, read_product
 from infnet.rules.sums import combine, scale
 from infnet.rules.trained_scales import read_scaled
 from infnet.trace import Equation
 
 ADDITIVE = {lax_p.add_p: (1.0, 1.0), lax_p.add_jaxvals_p: (1.0, 1.0), lax_p.sub_p: (1.0, -1.0)}
+OF_TWO_FEATURES = {lax_p.mul_p: read_product, lax_p.max_p: read_maximum, lax_p.min_p: read_maximum}
 UNCHANGED = frozenset({lax_p.copy_p, lax_p.reduce_precision_p})
 
 
@@ -29,11 +31,14 @@ def read_elementwise(reader: Reader, equation: Equation) -> None:
     elif _composes(reader, equation):
         _compose(reader, equation)
     elif equation.primitive in ADDITIVE:
-        combine(reader, equation, list(zip(ADDITIVE[equation.primitive], equation.inputs, strict=True)))
+        operands = list(zip(ADDITIVE[equation.primitive], equation.inputs, strict=True))
+        combine(reader, equation, operands, equation.outputs[0])
     elif _is_scaling(equation, values):
         scale(reader, equation)
     elif _is_trained_scaling(equation, values):
         read_scaled(reader, equation)
+    elif all(isinstance(v, Feature) for v in values) and equation.primitive in OF_TWO_FEATURES:
+        OF_TWO_FEATURES[equation.primitive](reader, equation)
     else:
         _refuse(reader, equation)
 
@@ -179,7 +184,7 @@ def _refuse(reader: Reader, equation: Equation) -> None:
         reader.refuse(
             equation,
             "a nonlinear function of two different features",
-            "infnet has no rule yet for products and other joint functions of several features",
+            "infnet knows sums, products and maxima of several features only",
         )
     reader.refuse(
         equation,

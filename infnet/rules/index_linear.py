@@ -220,7 +220,7 @@ def _concatenate_positions(reader: Reader, equation: Equation, parts: Sequence[t
         reader.values[part] = Feature(feature.dims, feature.channels, segments, part)
         padded.append(part)
         start += size
-    combine(reader, equation, [(1.0, part) for part in padded])
+    combine(reader, equation, [(1.0, part) for part in padded], out)
 
 
 def _feature(reader: Reader, equation: Equation, var: int) -> Feature:

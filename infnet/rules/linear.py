@@ -8,12 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from infnet.index_maps import IndexMap, InputMatrix
 from infnet.layout import Layout, filled, from_sides, inner, restrict, spread_left, spread_right, to_sides
 from infnet.plan import Ask, Moments, Step, ask
-from infnet.program import Field, IndexLinear, Node, Scaled, Sum, Term
+from infnet.program import Aggregation, Field, IndexLinear, Node, Scaled, Sum, Term
 from infnet.rules.trained_scales import scaled_step
 
-LINEAR = (Sum, IndexLinear, Scaled)
+LINEAR = (Sum, IndexLinear, Aggregation, Scaled)
 
 
 def linear_step(request: Ask) -> Step:
@@ -32,7 +33,7 @@ def linear_step(request: Ask) -> Step:
         return scaled_step(request)
     if isinstance(later, Sum):
         return _sum(request, later.terms, _whole(v)) if later_left else _sum(request, _whole(u), later.terms)
-    assert isinstance(later, IndexLinear)
+    assert isinstance(later, IndexLinear | Aggregation)
     return _map_left(request, later) if later_left else _map_right(request, later)
 
 
@@ -139,25 +140,35 @@ def _map_both(request: Ask, u: IndexLinear, v: IndexLinear) -> Step:
     return Step(request, u.rule, u.where, (need,), evaluate)
 
 
-def _map_left(request: Ask, u: IndexLinear) -> Step:
+def _map_left(request: Ask, u: IndexLinear | Aggregation) -> Step:
     layout = Layout.full(u.operand.sizes, request.v.sizes)
     need = Ask(u.operand, request.v, request.shift, request.side, layout, request.ntk)
-    return _map_one_side(request, u, need, u.map.left)
+    side = request.side[0]
+    return _map_one_side(request, u, need, lambda context, block: index_map(context, u, side).left(block, layout))
 
 
-def _map_right(request: Ask, v: IndexLinear) -> Step:
+def _map_right(request: Ask, v: IndexLinear | Aggregation) -> Step:
     layout = Layout.full(request.u.sizes, v.operand.sizes)
     need = Ask(request.u, v.operand, request.shift, request.side, layout, request.ntk)
-    return _map_one_side(request, v, need, v.map.right)
+    side = request.side[1]
+    return _map_one_side(request, v, need, lambda context, block: index_map(context, v, side).right(block, layout))
 
 
-def _map_one_side(request: Ask, node: IndexLinear, need: Ask, apply: Callable[[jax.Array, Layout], jax.Array]) -> Step:
+def index_map(context: Any, node: IndexLinear | Aggregation, side: int) -> IndexMap:
+    """The map of a node's positions, on one example."""
+    if isinstance(node, IndexLinear):
+        return node.map
+    matrix = context.read(node.matrix, side)[..., 0]
+    return InputMatrix(node.operand.sizes, node.sizes, jnp.broadcast_to(matrix, node.matrix.sizes), node.subscripts)
+
+
+def _map_one_side(
+    request: Ask, node: IndexLinear | Aggregation, need: Ask, apply: Callable[[Any, jax.Array], jax.Array]
+) -> Step:
     full = Layout.full(request.u.sizes, request.v.sizes)
 
-    def mapped(block: jax.Array | None) -> jax.Array | None:
-        return None if block is None else restrict(apply(block, need.layout), full, request.layout)
-
     def evaluate(context: Any, results: Sequence[Any]) -> Moments:
-        return Moments(*map(mapped, results[0] or Moments(None)))
+        blocks = (None if m is None else apply(context, m) for m in results[0] or Moments(None))
+        return Moments(*(None if b is None else restrict(b, full, request.layout) for b in blocks))
 
     return Step(request, node.rule, node.where, (None if need.vanishes else need,), evaluate)

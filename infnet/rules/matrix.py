@@ -24,14 +24,13 @@ def read_cumulative_sum(reader: Reader, equation: Equation) -> None:
     reader.values[equation.outputs[0]] = feature
 
 
-def read_product(reader: Reader, equation: Equation) -> None:
+def read_matrix(reader: Reader, equation: Equation) -> None:
     """A feature times an array of constants, one axis of each contracted."""
     contracted, batch = equation.params["dimension_numbers"]
     which = 0 if isinstance(reader.values[equation.inputs[0]], Feature) else 1
     matrix = reader.constant_array(equation.inputs[1 - which])
     (x_dims, m_dims), own = (contracted[which], contracted[1 - which]), "a feature is multiplied by an array"
-    if matrix is None:
-        reader.refuse(equation, f"{own} that depends on the inputs", "infnet has no rule yet for such linear maps")
+    assert matrix is not None
     if np.iscomplexobj(matrix):
         reader.refuse(equation, f"{own} of complex constants", "kernels are those of real features")
     free = [k for k in range(matrix.ndim) if k not in m_dims]

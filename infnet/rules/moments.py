@@ -17,6 +17,7 @@ from infnet.errors import MONTE_CARLO, UnsupportedError
 from infnet.layout import coincident, filled, inner, spread_left, spread_right
 from infnet.plan import Ask, AskMean, Moments, Request, Step, fields
 from infnet.program import (
+    Aggregation,
     ChannelSum,
     Contraction,
     Custom,
@@ -26,14 +27,16 @@ from infnet.program import (
     KnownNode,
     OneNode,
     ParamNode,
+    Product,
     Scaled,
     Sum,
 )
 from infnet.rules.channel_sums import channel_sum_step
 from infnet.rules.contraction import contraction_step
 from infnet.rules.custom import custom_step
-from infnet.rules.linear import LINEAR, linear_step
+from infnet.rules.linear import LINEAR, index_map, linear_step
 from infnet.rules.nonlinear import mean_of_elementwise, mixed_step, nonlinear_step
+from infnet.rules.products import mean_of_product, product_step
 from infnet.rules.trained_scales import mean_of_scaled
 
 
@@ -60,6 +63,8 @@ def _rule(request: Request) -> Step:
         return _independent(request)
     if isinstance(u, LINEAR) or isinstance(v, LINEAR):
         return linear_step(request)
+    if isinstance(u, Product) or isinstance(v, Product):
+        return product_step(request)
     if isinstance(u, Contraction) and isinstance(v, Contraction):
         return contraction_step(request, u, v)
     if isinstance(u, ParamNode) and isinstance(v, ParamNode):
@@ -128,15 +133,17 @@ def mean_step(request: AskMean) -> Step:
         return _mean_of_sum(request, u)
     if isinstance(u, ChannelSum):
         return channel_sum_step(request, u)
+    if isinstance(u, Product):
+        return mean_of_product(request, u)
     if isinstance(u, Scaled):
         return mean_of_scaled(request, u)
-    if isinstance(u, IndexLinear):
+    if isinstance(u, IndexLinear | Aggregation):
         return Step(
             request,
             u.rule,
             u.where,
             (AskMean(u.operand, request.side),),
-            lambda context, results: u.map.side(results[0]),
+            lambda context, results: index_map(context, u, request.side).side(results[0]),
         )
     if isinstance(u, Elementwise):
         return mean_of_elementwise(request, u)

@@ -16,7 +16,7 @@ from infnet.errors import MONTE_CARLO, NonGaussianError, UnsupportedError
 from infnet.layout import Layout, filled, spread_left, spread_right
 from infnet.plan import Ask, AskMean, Moments, Request, Step, ask, variance
 from infnet.primitives.stored import stored
-from infnet.program import Elementwise, IndexLinear, KnownNode, Node, OneNode, Scaled, Sum
+from infnet.program import Aggregation, Elementwise, IndexLinear, KnownNode, Node, OneNode, Scaled, Sum
 from infnet.rules.trained_scales import Direction, ScaleShares, derivative, refuse_ntk
 
 Spread = Callable[[Layout, jax.Array], jax.Array]
@@ -195,7 +195,7 @@ def _not_gaussian(node: Node) -> Node:
         node = waiting.pop()
         if isinstance(node, Sum):
             waiting.extend(t.node for t in node.terms if not t.node.gaussian)
-        elif isinstance(node, IndexLinear) or (isinstance(node, Scaled) and not node.operand.gaussian):
+        elif isinstance(node, IndexLinear | Aggregation) or (isinstance(node, Scaled) and not node.operand.gaussian):
             waiting.append(node.operand)
         else:
             return node

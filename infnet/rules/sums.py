@@ -56,9 +56,8 @@ def scale_by_known(reader: Reader, equation: Equation, feature: int, known: int,
     reader.values[out] = with_template(template, pieces, out)
 
 
-def combine(reader: Reader, equation: Equation, operands: Sequence[tuple[float, int]]) -> None:
-    """The sum of coefficient * operand, each a Feature, a Known or a Param of broadcasting shapes."""
-    (out,) = equation.outputs
+def combine(reader: Reader, equation: Equation, operands: Sequence[tuple[float, int]], out: int) -> None:
+    """Set `out` to the sum of coefficient * operand, each a Feature, a Known or a Param of broadcasting shapes."""
     features = [v for _, v in operands if isinstance(reader.values[v], Feature)]
     template = common_template(reader, equation, features)
     placed = {v: aligned(reader, equation, v, template) for v in features}
