@@ -189,6 +189,12 @@ class KernelFn:
         for path, new, prior in zip(self._model.paths, stds, self._model.priors, strict=True):
             if np.shape(new) != np.shape(prior.std):
                 raise InputError(f"the std of {path!r} has shape {np.shape(prior.std)}, not {np.shape(new)}")
+        for leaf in self._computation(self._model.inputs.dtypes).program.fixed_scales:
+            if not isinstance(stds[leaf], jax.core.Tracer) and np.any(np.asarray(stds[leaf])):
+                raise InputError(
+                    f"{self._model.paths[leaf]!r} multiplies a feature and starts as a constant; with a standard "
+                    "deviation the product would not be Gaussian: give the model itself a random initialiser there"
+                )
         kernel = copy(self)
         kernel._weights = replace(self._weights, std=stds)
         return kernel

@@ -352,7 +352,14 @@ class Output:
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """What a model computes, ready to be planned: the trace and its output."""
+    """What a model computes, ready to be planned.
+
+    Attributes:
+        trace: the equations.
+        output: what kernels are computed of.
+        fixed_scales: the parameters (by leaf) that multiply features and were taken for constants at initialisation.
+    """
 
     trace: Trace
     output: Output
+    fixed_scales: frozenset[int] = frozenset()

@@ -68,6 +68,7 @@ class Reader:
         self.nonzero_mean = nonzero_mean
         self.varying = varying
         self.constant_params = constant
+        self.fixed_scales: set[int] = set()
         self.values: dict[int, Value] = {}
         self.producer: dict[int, Equation] = {}
         self.param_uses: dict[int, dict[ParamKey, Any]] = {}
@@ -122,16 +123,22 @@ class Reader:
     def constant_array(self, var: int) -> np.ndarray | None:
         """The value of a Known variable that is the same for every example; None if it is not, or is being traced."""
         known = self.values[var]
-        if not isinstance(known, Known) or not known.constant:
+        if not isinstance(known, Known) or not known.constant or known.excess:
             return None
         if var not in self._constants:
             self._constants[var] = self._evaluate_constant(var)
         return self._constants[var]
 
+    def set_zero(self, var: int, excess: float) -> None:
+        """Set a variable to zeros, the mean of a sum over channels that vanishes by structure; see `Known.excess`."""
+        aval = self.trace.avals[var]
+        self.trace.constants[var] = np.zeros(aval.shape, aval.dtype)
+        self.values[var] = Known(var, frozenset(), constant=True, excess=excess)
+
     def _evaluate_constant(self, var: int) -> np.ndarray | None:
         env = dict(self.trace.constants)
         with jax.ensure_compile_time_eval():
-            for equation in needed_equations(self.trace, [var]):
+            for equation in needed_equations(self.trace, [var], env):
                 values = [env[v] for v in equation.inputs]
                 if any(isinstance(v, jax.core.Tracer) for v in values):
                     return None
@@ -332,6 +339,16 @@ class Reader:
     def refuse(self, equation: Equation, what: str, why: str, remedy: str = MONTE_CARLO) -> NoReturn:
         """Raise `UnsupportedError` for an equation."""
         raise UnsupportedError(f"`{equation.primitive.name}`: {what}", where=equation.where, why=why, remedy=remedy)
+
+    def refuse_fluctuating(self, equation: Equation) -> NoReturn:
+        """Refuse a sum over channels that has not been divided by their number."""
+        self.refuse(
+            equation,
+            "a sum over channels that is not divided by their number",
+            "it fluctuates from one initialisation to the next, so what follows is a random mixture and not Gaussian, "
+            "as in attention with scores divided by sqrt(d)",
+            f"divide the sum by the number of channels d; or {MONTE_CARLO}",
+        )
 
     def refuse_operation(self, equation: Equation) -> NoReturn:
         """Refuse an operation that no rule reads."""

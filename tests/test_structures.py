@@ -77,6 +77,8 @@ OPERATIONS = {
     "constant matrix": lambda x: jnp.einsum("ih,bhwc->biwc", RNG_MATRIX, x),
     "constant matrix last": lambda x: jnp.einsum("bhwc,wi->bhci", x, RNG_MATRIX[:, :W]).transpose(0, 1, 3, 2),
     "weighted mean": lambda x: jnp.einsum("bhwc,h->bwc", x, RAMP[:, 0] / RAMP[:, 0].sum()),
+    "matrix over two axes": lambda x: jnp.einsum("hwij,bhwc->bijc", np.random.RandomState(2).randn(H, W, 2, 3), x),
+    "a matrix for each row": lambda x: jnp.einsum("hwi,bhwc->bhic", np.random.RandomState(2).randn(H, W, 3), x),
     "Fourier": lambda x: jnp.einsum("ih,bhwc->biwc", np.cos(np.pi / H * np.outer(range(H), np.arange(H) + 0.5)), x),
     "resize": lambda x: jax.image.resize(x, (x.shape[0], 9, 3, x.shape[3]), "bilinear"),
     "take": lambda x: jnp.take(x, np.array([3, 0, 0, 5]), axis=1),
@@ -134,7 +136,6 @@ REFUSED = {
     "indexing of several axes": lambda x: x[:, np.array([0, 1]), np.array([1, 2])],
     "without any position": lambda x: jnp.einsum("ih,bhwc->biwc", np.ones((0, H)), x),
     "complex constants": lambda x: jnp.einsum("ih,bhwc->biwc", np.exp(1j * RNG_MATRIX), x),
-    "over several axes at once": lambda x: jnp.einsum("hwi,bhwc->bic", np.ones((H, W, 2)), x),
 }
 
 

@@ -51,4 +51,4 @@ def read(
         else:
             reader.refuse_operation(equation)
     (var,) = trace.outputs
-    return Program(trace, read_output(reader, var))
+    return Program(trace, read_output(reader, var), frozenset(reader.fixed_scales))

@@ -10,10 +10,11 @@ import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import jax.numpy as jnp
+
 from infnet.errors import MONTE_CARLO
 from infnet.program import Aggregation, Atom, Feature, Field, Known, Node
 from infnet.reader import Reader
-from infnet.rules.channel_sums import refuse_fluctuating
 from infnet.rules.rearrange import in_dim_order
 from infnet.trace import Equation
 
@@ -27,7 +28,10 @@ def read_aggregation(reader: Reader, equation: Equation) -> None:
     known = reader.values[matrix]
     assert isinstance(known, Known)
     if known.excess:
-        refuse_fluctuating(reader, equation)
+        reader.refuse_fluctuating(equation)
+    if jnp.issubdtype(reader.trace.avals[matrix].dtype, jnp.complexfloating):
+        what, why = "a feature is multiplied by a complex array", "kernels are those of real features"
+        reader.refuse(equation, what, why)
     contracted, batch = equation.params["dimension_numbers"]
     pairs = _Pairs(
         dict(zip(contracted[1 - which], contracted[which], strict=True)),

@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 
 from infnet._jax import lax_primitives as lax_p
-from infnet.errors import MONTE_CARLO
 from infnet.layout import Layout, to_sides
-from infnet.plan import AskMean, Request, Step, ask, variance
+from infnet.plan import Ask, AskMean, Request, Step, ask, variance
+from infnet.primitives.stored import stored
 from infnet.program import ChannelSum, Feature, Field, Known, Node, Segment, Sum, SummedPart, Term
 from infnet.reader import Reader
 from infnet.rules.rearrange import in_dim_order
@@ -62,18 +62,7 @@ def read_known(reader: Reader, equation: Equation) -> None:
                     var, value.varies, value.constant, value.sums, pending, sums[0].squares and bool(pending)
                 )
             return
-    refuse_fluctuating(reader, equation)
-
-
-def refuse_fluctuating(reader: Reader, equation: Equation) -> None:
-    """Refuse a sum over channels that has not been divided by their number."""
-    reader.refuse(
-        equation,
-        "a sum over channels that is not divided by their number",
-        "it fluctuates from one initialisation to the next, so what follows is a random mixture and not Gaussian, as "
-        "in attention with scores divided by sqrt(d)",
-        f"divide the sum by the number of channels d; or {MONTE_CARLO}",
-    )
+    reader.refuse_fluctuating(equation)
 
 
 def _excess(reader: Reader, equation: Equation, known: Known) -> float | None:
@@ -183,7 +172,11 @@ def define_sum(
             "a sum over channels that leaves positions and channels on one axis",
             "infnet has no rule for this yet",
         )
-    shape = reader.shape(out)
+    excess = 0.0 if excess <= 1 + ROUNDING else excess
+    shape, present = reader.shape(out), [part for part in parts if not _vanishes(part)]
+    if not present:
+        reader.set_zero(out, excess)
+        return
     node = reader.new(
         ChannelSum,
         sizes=tuple(1 if d in channel_axes else n for d, n in enumerate(shape)),
@@ -192,13 +185,19 @@ def define_sum(
         gaussian=True,
         zero_mean=False,
         var=out,
-        parts=tuple(parts),
+        parts=tuple(present),
         pairs=pairs,
         subscripts=subscripts,
     )
-    excess = 0.0 if excess <= 1 + ROUNDING else excess
     varies = long_axes(shape) - channel_axes
     reader.values[out] = Known(out, varies, False, frozenset({node}), excess, squares and excess > 0)
+
+
+def _vanishes(part: SummedPart) -> bool:
+    """Whether the mean is zero by structure: a field without mean, or products of fields of different weights."""
+    if part.v is None:
+        return part.u.zero_mean
+    return Ask(part.u, part.v, part.shift, (1, 1), Layout.full(part.u.sizes, part.v.sizes)).vanishes
 
 
 def channel_sum_step(request: AskMean, node: ChannelSum) -> Step:
@@ -210,7 +209,7 @@ def channel_sum_step(request: AskMean, node: ChannelSum) -> Step:
             value = _at_positions(node, part, result)
             if value is not None:
                 total = total + part.weight * jnp.einsum(node.subscripts, value).reshape(node.sizes)
-        return total
+        return stored(total)
 
     needs = tuple(_need(node, part, request.side) for part in node.parts)
     return Step(request, "channel sum", node.where, needs, evaluate)

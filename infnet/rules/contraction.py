@@ -12,10 +12,10 @@ from infnet.layout import Layout
 from infnet.plan import Ask, Moments, Step, ask
 from infnet.primitives.contraction import Geometry, contraction
 from infnet.primitives.windows import Window, conv_offsets
-from infnet.program import Atom, Contraction, Feature, KnownNode, Node, Param, ParamKey, Segment, Term
+from infnet.program import Atom, Contraction, Feature, Known, KnownNode, Node, Param, ParamKey, Segment, Term
 from infnet.reader import READS, Reader
 from infnet.rules.aggregation import read_aggregation
-from infnet.rules.matrix import read_matrix
+from infnet.rules.matrix import is_matrix, read_matrix
 from infnet.rules.rearrange import in_dim_order
 from infnet.rules.scores import read_scores
 from infnet.trace import Equation
@@ -69,8 +69,10 @@ def _product(reader: Reader, equation: Equation, kinds: Sequence[bool]) -> None:
         read_scores(reader, equation)
         return
     constant = next(v for v, is_feature in zip(equation.inputs, features, strict=True) if not is_feature)
-    rule = read_aggregation if reader.constant_array(constant) is None else read_matrix
-    rule(reader, equation)
+    if reader.constant_array(constant) is not None and is_matrix(reader, equation, constant):
+        read_matrix(reader, equation, constant)
+    else:
+        read_aggregation(reader, equation)
 
 
 def _dense_operand(reader: Reader, equation: Equation, var: int, x_dims: Sequence[int]) -> Feature:
@@ -100,7 +102,14 @@ def input_feature(
     reader: Reader, equation: Equation, var: int, index: Sequence[int], channel: Sequence[int]
 ) -> Feature:
     """Inputs as a feature, with these axes as positions and as channels."""
-    shape = reader.shape(var)
+    shape, known = reader.shape(var), reader.values[var]
+    if isinstance(known, Known) and known.sums:
+        reader.refuse(
+            equation,
+            "a weight is applied to sums over channels",
+            "their derivatives in the weights before are as large as those in this weight, and random",
+            f"apply the weight before the channels are summed; or {MONTE_CARLO}",
+        )
     width = math.prod(shape[d] for d in channel)
     dims = [[shape[d]] if d in index else [] for d in range(len(shape))]
     node = reader.new(

@@ -24,19 +24,25 @@ def read_cumulative_sum(reader: Reader, equation: Equation) -> None:
     reader.values[equation.outputs[0]] = feature
 
 
-def read_matrix(reader: Reader, equation: Equation) -> None:
-    """A feature times an array of constants, one axis of each contracted."""
+def is_matrix(reader: Reader, equation: Equation, constant: int) -> bool:
+    """Whether a product with constants contracts one axis, and makes at most one new one."""
     contracted, batch = equation.params["dimension_numbers"]
-    which = 0 if isinstance(reader.values[equation.inputs[0]], Feature) else 1
-    matrix = reader.constant_array(equation.inputs[1 - which])
-    (x_dims, m_dims), own = (contracted[which], contracted[1 - which]), "a feature is multiplied by an array"
+    own = contracted[equation.inputs.index(constant)]
+    long = [n for d, n in enumerate(reader.shape(constant)) if d not in own and n > 1]
+    return len(own) == 1 and not any(batch) and len(long) <= 1
+
+
+def read_matrix(reader: Reader, equation: Equation, constant: int) -> None:
+    """A feature times a matrix of constants."""
+    contracted, _ = equation.params["dimension_numbers"]
+    which = 1 - equation.inputs.index(constant)
+    matrix = reader.constant_array(constant)
     assert matrix is not None
+    x_dims, m_dims = contracted[which], contracted[1 - which]
     if np.iscomplexobj(matrix):
-        reader.refuse(equation, f"{own} of complex constants", "kernels are those of real features")
+        what, why = "a feature is multiplied by complex constants", "kernels are those of real features"
+        reader.refuse(equation, what, why)
     free = [k for k in range(matrix.ndim) if k not in m_dims]
-    if len(x_dims) != 1 or any(batch) or sum(matrix.shape[k] > 1 for k in free) > 1:
-        why = "infnet has a rule for one axis of positions times one matrix only"
-        reader.refuse(equation, f"{own} of constants over several axes at once", why)
     rows = np.moveaxis(matrix, m_dims[0], -1).reshape(-1, matrix.shape[m_dims[0]])
     feature = _times(reader, equation, equation.inputs[which], x_dims[0], rows)
     kept = tuple(dim for d, dim in enumerate(feature.dims) if d != x_dims[0])

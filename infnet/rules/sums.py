@@ -39,6 +39,9 @@ def scale(reader: Reader, equation: Equation) -> None:
 
 def scale_by_known(reader: Reader, equation: Equation, feature: int, known: int, power: int, out: int) -> None:
     """Set `out` to a feature times a Known variable, or divided by it; the result has the shape of the equation's."""
+    value = reader.values[known]
+    if isinstance(value, Known) and value.excess and not value.squares:
+        reader.refuse_fluctuating(equation)
     template = common_template(reader, equation, [feature])
     axes, segments = aligned(reader, equation, feature, template)
     pieces = []
@@ -251,6 +254,9 @@ def known_node(
     channel_dims: Sequence[int] | None = None,
 ) -> Node:
     """A Known array as a summand of a feature."""
+    value = reader.values[var]
+    if isinstance(value, Known) and value.excess:
+        reader.refuse_fluctuating(equation)
     try:
         field = _field(reader, var, template, channels, channel_dims=channel_dims)
     except ValueError as error:

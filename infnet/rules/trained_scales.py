@@ -69,6 +69,8 @@ def _scaled(
     reader.use_param(equation, key, ("scale", param.factors))
     reader.check_uniform(equation, param, ())
     fixed, node = key.leaf in reader.constant_params, piece.node
+    if fixed:
+        reader.fixed_scales.add(key.leaf)
     leaves = frozenset((k, start + piece.start) for k, start in node.leaves)
     return reader.new(
         Scaled,
@@ -90,7 +92,8 @@ def _scaled(
 def _own_axes(template: Template, param: Param) -> tuple[tuple[int, ...], int]:
     """The index axes that a parameter has elements along, and the number of its channels."""
     axes, number, width = [], 0, 1
-    for factors, own in zip(template, param.factors, strict=True):
+    scalar = ((),) * (len(template) - len(param.factors))
+    for factors, own in zip(template, (*scalar, *param.factors), strict=True):
         present = math.prod(n for _, n in own) > 1
         for is_channel, n in factors:
             if is_channel:
