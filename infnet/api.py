@@ -37,7 +37,8 @@ def kernel_fn(
     parameterization: str = "as_model",
     trainable: Any = None,
     lr_scale: Any = None,
-    output: Callable[[PyTree], jax.Array] | None = None,
+    output: Callable[[PyTree], PyTree] | None = None,
+    cross: bool = False,
     precision: str = "default",
     tol: float = 1e-6,
     q_max: float | None = None,
@@ -56,7 +57,9 @@ def kernel_fn(
         trainable: which parameters are trained: a predicate on the path, a mapping from glob to bool, or a pytree of
             bool. The others leave the NTK.
         lr_scale: relative learning rates: a mapping from glob to number, or a pytree of numbers.
-        output: picks one array from structured outputs.
+        output: picks from structured outputs (`lambda y: y["logits"]`). Several outputs give a pytree of kernels.
+        cross: of several outputs, also the covariances of different ones, channel by channel: a pytree of pytrees, as
+            `jax.hessian` nests them. Their positions come one after the other, `(n1, n2, *positions, *positions')`.
         precision: "default" computes in the dtype of the inputs (at least float32); "highest" in float64, with
             results in the dtype of the inputs. In float32, the NTK of near-duplicates loses half of its digits.
         tol: the largest relative error of a kernel that is computed as a series (tanh, silu, softplus ...).
@@ -78,7 +81,7 @@ def kernel_fn(
     one_of("precision", precision, ("default", "highest"))
     one_of("on_unsupported", on_unsupported, ("raise",))
     check_readable(priors)
-    model = Model(apply_fn, priors, Inputs(example_inputs, batch_axis), output)
+    model = Model(apply_fn, priors, Inputs(example_inputs, batch_axis), output, cross)
     rates = learning_rates(model.paths, model.tree, trainable, lr_scale)
     weights = Weights([p.mean for p in model.priors], [p.std for p in model.priors], rates)
     options = Options(
@@ -146,16 +149,33 @@ class KernelFn:
 
         values = self._run(("matrix", names, x2 is None, sharded), make, dtypes, inputs1, inputs2)
         if get is None:
-            width = self._computation(dtypes).program.output.width
-            return Kernel(**values, width=width, parameterization=self.parameterization)
-        return values[get] if isinstance(get, str) else namedtuple("Kernels", names)(*(values[n] for n in names))
+            return self._tree_of(self._kernels(values, dtypes))
+        return self._picked(values, get, names)
 
     def diag(self, x: PyTree, get: Any = None) -> Any:
         """The kernels of each example with itself, `(n, *positions)`: as the diagonal of `k(x)`, without n^2 work."""
         names = names_of(get) if get is not None else NAMES
         inputs = self._model.inputs.read(x, "x")
         values = self._run(("diagonal", names), lambda c: c.diagonal(names), _dtypes(inputs), inputs)
-        return values[get] if isinstance(get, str) else namedtuple("Kernels", names)(*(values[n] for n in names))
+        return self._picked(values, get, names)
+
+    def _picked(self, values: Mapping[str, Any], get: Any, names: Sequence[str]) -> PyTree:
+        """The kernels that `get` asks for, in the structure of the outputs."""
+        if isinstance(get, str):
+            return self._tree_of(values[get])
+        kinds = namedtuple("Kernels", [*names])
+        return self._tree_of([kinds(*arrays) for arrays in zip(*(values[n] for n in names), strict=True)])
+
+    def _kernels(self, values: Mapping[str, Any], dtypes: tuple[Any, ...]) -> list[Kernel]:
+        pairs = self._computation(dtypes).program.outputs
+        arrays = zip(*(values[n] for n in names_of(None)), strict=True)
+        return [
+            Kernel(nngp, ntk, cov1, cov2, values["error"], pair.one.width, self.parameterization)
+            for pair, (nngp, ntk, cov1, cov2) in zip(pairs, arrays, strict=True)
+        ]
+
+    def _tree_of(self, kernels: Sequence[Any]) -> PyTree:
+        return jax.tree.unflatten(self._model.output_tree, kernels)
 
     def explain(self) -> Explanation:
         """A printable table: one row per step of the kernel computation, in order."""
@@ -290,16 +310,13 @@ class KernelFn:
     def _raise_not_finite(
         self, values: Mapping[str, jax.Array], dtypes: tuple[Any, ...], inputs: Sequence[Sequence[jax.Array]]
     ) -> None:
-        bad = [np.argwhere(~np.isfinite(np.asarray(values[n])))[0] for n in NAMES if not _is_finite(values.get(n))]
+        kernels = [k for n in NAMES for k in values.get(n, []) if not bool(jnp.isfinite(k).all())]
+        bad = [np.argwhere(~np.isfinite(np.asarray(k)))[0] for k in kernels]
         first = bad[0][: len(inputs)]
         examples = [[x[i] for x in leaves] for leaves, i in zip(inputs, first, strict=True)]
         with self._float64(dtypes):
             computation = self._computation(dtypes)
             raise_not_finite(computation, computation.plan(NAMES, (1, 2)), self._weights, examples[0], examples[-1])
-
-
-def _is_finite(kernel: jax.Array | None) -> bool:
-    return kernel is None or bool(jnp.isfinite(kernel).all())
 
 
 def _dtypes(inputs: Sequence[jax.Array]) -> tuple[Any, ...]:

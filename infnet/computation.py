@@ -6,6 +6,7 @@ They return a dict: the kernels asked for; `error`, the largest bound on the rel
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,12 +17,13 @@ import jax.numpy as jnp
 from infnet.activations import Activation
 from infnet.arguments import NAMES
 from infnet.execute import Context, Values, Weights, example_values, pair_moments
+from infnet.layout import to_sides
 from infnet.plan import Ask, Moments, Plan, make_plan
-from infnet.program import Output, Program
+from infnet.program import OutputPair, Program
 from infnet.rules import rule
 from infnet.tiling import matrix, symmetric_matrix, tile_sizes
 
-Arrays = dict[str, jax.Array]
+Arrays = dict[str, Any]  # a list of arrays for each kernel, one for each pair of outputs
 Examples = Sequence[jax.Array]
 
 
@@ -43,8 +45,12 @@ class Computation:
 
     def plan(self, names: Sequence[str], side: tuple[int, int]) -> Plan:
         """The plan for the kernels in `names`, of examples on these sides."""
-        output = self.program.output
-        return make_plan([Ask(s.node, s.node, 0, side, output.layout, "ntk" in names) for s in output.segments], rule)
+        asks = []
+        for pair in self.program.outputs:
+            for left, right, _ in pair.pieces:
+                shift = right.start - left.start
+                asks.append(Ask(left.node, right.node, shift, side, pair.layout, "ntk" in names))
+        return make_plan(asks, rule)
 
     def context(self, weights: Weights) -> Context:
         """What the steps of a plan read."""
@@ -75,7 +81,7 @@ class Computation:
                 return jax.vmap(jax.vmap(of_pair, (None, 0)), (0, None))(rows, columns)
 
             rows, columns = of_example(1)(x1), of_example(2)(x2)
-            mirrored = symmetric and not sharded
+            mirrored = symmetric and not sharded and not any(pair.is_cross for pair in self.program.outputs)
             devices = jax.device_count() if sharded else 1
             tile = tile_sizes(plan, x1[0].shape[0], x2[0].shape[0], mirrored, devices)
             if mirrored:
@@ -86,7 +92,7 @@ class Computation:
             diagonal = own(weights, x1) if symmetric or "cov1" in names else {}
             values = of_pairs(weights, x1, x2)
             if symmetric:
-                values.update({n: _with_diagonal(values[n], diagonal[n], sharded) for n in wanted})
+                values.update({n: _with_diagonals(values[n], diagonal[n], sharded) for n in wanted})
             values["error"] = self._worst(values)
             if "cov1" in names:
                 values["cov1"] = diagonal["nngp"]
@@ -122,18 +128,30 @@ class Computation:
         return kernels
 
     def _outputs(self, moments: Sequence[Moments], error: jax.Array | None, names: Sequence[str]) -> Arrays:
-        """The kernels of the output, averaged over its segments, with positions in natural order."""
-        output = self.program.output
-        blocks = {"nngp": [m.s for m in moments], "ntk": [m.t for m in moments]}
-        kept = [k for k in range(len(output.layout.left)) if k not in output.averaged]
-        order = [axis for k in kept for axis in (2 * k + 1, 2 * k)]  # the position of x1 first
-        channels = [axis for k in output.averaged for axis in (2 * k, 2 * k + 1)]
-
-        def in_order(mean: jax.Array) -> jax.Array:
-            return jnp.transpose(mean, [*order, *channels]).mean(range(len(order), mean.ndim))
-
-        kernels = {name: in_order(_mean_over_segments(output, blocks[name], self.dtype)) for name in names}
+        """For each name the kernels of all pairs of outputs, with positions in natural order."""
+        rest = iter(moments)
+        kernels: Arrays = {name: [] for name in names}
+        for pair in self.program.outputs:
+            own = list(itertools.islice(rest, len(pair.pieces)))
+            for name in names:
+                blocks = [m.s if name == "nngp" else m.t for m in own]
+                kernels[name].append(_in_order(pair, _mean_over_channels(pair, blocks, self.dtype)))
         return kernels if error is None else {**kernels, "error": error}
+
+
+def _in_order(pair: OutputPair, block: jax.Array) -> jax.Array:
+    """A block with the positions of both outputs: of one with itself side by side, of two one after the other."""
+    if pair.is_cross:
+        return to_sides(pair.layout, block)
+    averaged = pair.one.averaged
+    kept = [k for k in range(len(pair.one.sizes)) if k not in averaged]
+    order = [axis for k in kept for axis in (2 * k + 1, 2 * k)]  # the position of x1 first
+    channels = [axis for k in averaged for axis in (2 * k, 2 * k + 1)]
+    return jnp.transpose(block, [*order, *channels]).mean(range(len(order), block.ndim))
+
+
+def _with_diagonals(kernels: Sequence[jax.Array], diagonals: Sequence[jax.Array], sharded: bool) -> list[jax.Array]:
+    return [_with_diagonal(k, d, sharded) for k, d in zip(kernels, diagonals, strict=True)]
 
 
 def _with_diagonal(kernel: jax.Array, diagonal: jax.Array, sharded: bool) -> jax.Array:
@@ -151,10 +169,10 @@ def _all_finite(arrays: Any) -> jax.Array:
     return jnp.stack(found).all() if found else jnp.asarray(True)
 
 
-def _mean_over_segments(output: Output, blocks: Sequence[jax.Array | None], dtype: Any) -> jax.Array:
+def _mean_over_channels(pair: OutputPair, blocks: Sequence[jax.Array | None], dtype: Any) -> jax.Array:
     if len(blocks) == 1 and blocks[0] is not None:
         return blocks[0]
-    mean, total = jnp.zeros(output.layout.shape, dtype), sum(s.width for s in output.segments)
-    for segment, block in zip(output.segments, blocks, strict=True):
-        mean = mean if block is None else mean + (segment.width / total) * block
+    mean = jnp.zeros(pair.layout.shape, dtype)
+    for piece, block in zip(pair.pieces, blocks, strict=True):
+        mean = mean if block is None else mean + piece.share * block
     return mean

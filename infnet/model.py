@@ -27,10 +27,14 @@ class Model:
         inputs: the structure and shapes of the inputs.
         paths, priors: of the parameters, in the order of the leaves of their pytree.
         tree: the structure of that pytree.
+        cross: whether covariances between different outputs are computed too.
+        output_tree: the structure of the kernels, once the model was traced.
     """
 
-    def __init__(self, apply_fn: Callable[..., PyTree], priors: PyTree, inputs: Inputs, output: Any):
+    def __init__(self, apply_fn: Callable[..., PyTree], priors: PyTree, inputs: Inputs, output: Any, cross: bool):
         self.inputs = inputs
+        self.cross = cross
+        self.output_tree: Any = None
         self._apply_fn = apply_fn
         self._output = output
         leaves, self.tree = jax.tree_util.tree_flatten_with_path(priors, is_leaf=_is_prior)
@@ -53,23 +57,21 @@ class Model:
         leaves, tree = jax.tree.flatten(self.inputs.example)
         inputs = jax.tree.unflatten(tree, [struct(x.shape, d) for x, d in zip(leaves, dtypes, strict=True)])
         params = jax.tree.unflatten(self.tree, [struct(p.shape, p.dtype) for p in self.priors])
-        traced = one_example(trace_at_batch_sizes(self._single_output, params, inputs), len(self.priors))
+        traced = one_example(trace_at_batch_sizes(self._outputs, params, inputs), len(self.priors))
         nonzero_mean = frozenset(i for i, p in enumerate(self.priors) if np.any(np.asarray(p.mean)))
         varying = {i: np.shape(p.std) for i, p in enumerate(self.priors) if np.size(p.std) > 1}
         constant = frozenset(i for i, p in enumerate(self.priors) if not np.any(np.asarray(p.std)))
-        return read(traced, nonzero_mean, varying, constant)
+        return read(traced, nonzero_mean, varying, constant, cross=self.cross)
 
-    def _single_output(self, params: PyTree, *inputs: PyTree) -> jax.Array:
+    def _outputs(self, params: PyTree, *inputs: PyTree) -> list[jax.Array]:
         batch_axis = self.inputs.batch_axis
         result = self._apply_fn(params, *jax.tree.map(lambda x: jnp.moveaxis(x, 0, batch_axis), inputs))
-        result = self._output(result) if self._output else result
-        leaves = jax.tree.leaves(result)
-        if len(leaves) != 1:
-            raise InputError(
-                f"the model returns {len(leaves)} arrays; pick one with output=, for example "
-                "output=lambda y: y['logits']"
-            )
-        return leaves[0]
+        picked = self._output(result) if self._output else result
+        leaves, tree = jax.tree.flatten(picked)
+        if not leaves:
+            raise InputError("the model returns no array")
+        self.output_tree = jax.tree.structure(jax.tree.map(lambda _: picked, picked)) if self.cross else tree
+        return leaves
 
 
 def _is_prior(leaf: Any) -> bool:

@@ -328,26 +328,57 @@ Value = Known | Param | ScaledParam | Feature
 
 @dataclass(frozen=True)
 class Output:
-    """What a kernel is computed of: the segments of the output's channels, averaged over.
+    """An array that the model returns: the segments of its channels, averaged over.
 
-    `averaged`: index atoms that were flattened together with the channels, and count as channels.
+    Attributes:
+        where: the operation that made it.
+        segments: of its channels.
+        averaged: index atoms that were flattened together with the channels, and count as channels.
     """
 
+    where: Where
     segments: tuple[Segment, ...]
     averaged: tuple[int, ...]
 
     @property
-    def layout(self) -> Layout:
-        """All pairs of positions; of those that count as channels, each with itself."""
-        sizes = self.segments[0].node.sizes
-        offsets = tuple((0,) if k in self.averaged else None for k in range(len(sizes)))
-        return Layout(sizes, sizes, offsets)
+    def sizes(self) -> tuple[int, ...]:
+        """Of its index axes."""
+        return self.segments[0].node.sizes
 
     @property
     def width(self) -> int:
         """The number of channels."""
-        positions = [n for k, n in enumerate(self.layout.left) if k in self.averaged]
+        positions = [n for k, n in enumerate(self.sizes) if k in self.averaged]
         return sum(s.width for s in self.segments) * math.prod(positions)
+
+
+class Piece(NamedTuple):
+    """Channels of a pair of outputs that belong to one node each."""
+
+    left: Segment
+    right: Segment
+    share: float  # of all channels
+
+
+@dataclass(frozen=True)
+class OutputPair:
+    """What a kernel is computed of: an output with itself, or the covariance of two outputs, channel by channel."""
+
+    one: Output
+    two: Output
+    pieces: tuple[Piece, ...]
+
+    @property
+    def is_cross(self) -> bool:
+        """Whether these are two different outputs."""
+        return self.one is not self.two
+
+    @property
+    def layout(self) -> Layout:
+        """All pairs of positions; of those that count as channels, each with itself."""
+        full = Layout.full(self.one.sizes, self.two.sizes)
+        offsets = [(0,) if k in self.one.averaged else None for k in range(len(full.offsets))]
+        return Layout(self.one.sizes, self.two.sizes, tuple(offsets))
 
 
 @dataclass(frozen=True, eq=False)
@@ -356,10 +387,10 @@ class Program:
 
     Attributes:
         trace: the equations.
-        output: what kernels are computed of.
+        outputs: what kernels are computed of.
         fixed_scales: the parameters (by leaf) that multiply features and were taken for constants at initialisation.
     """
 
     trace: Trace
-    output: Output
+    outputs: tuple[OutputPair, ...]
     fixed_scales: frozenset[int] = frozenset()

@@ -16,7 +16,7 @@ from infnet.reader import READS, Reader, needed_equations
 from infnet.rules.channel_sums import read_known
 from infnet.rules.elementwise import read_elementwise, refuse_param
 from infnet.rules.moments import rule as rule
-from infnet.rules.outputs import read_output
+from infnet.rules.outputs import read_outputs
 from infnet.trace import is_elementwise
 
 
@@ -25,6 +25,8 @@ def read(
     nonzero_mean: frozenset[int],
     varying: Mapping[int, tuple[int, ...]],
     constant: frozenset[int] = frozenset(),
+    *,
+    cross: bool = False,
 ) -> Program:
     """Read a trace into a program.
 
@@ -33,6 +35,7 @@ def read(
         nonzero_mean: the parameters whose prior has a mean.
         varying: the shape of the prior's standard deviation, for parameters where it is an array.
         constant: the parameters that are not random at initialisation.
+        cross: also covariances between different outputs.
 
     Raises:
         UnsupportedError: at the first operation that no rule reads.
@@ -50,5 +53,4 @@ def read(
             READS[equation.primitive](reader, equation)
         else:
             reader.refuse_operation(equation)
-    (var,) = trace.outputs
-    return Program(trace, read_output(reader, var), frozenset(reader.fixed_scales))
+    return Program(trace, read_outputs(reader, cross), frozenset(reader.fixed_scales))

@@ -1,11 +1,44 @@
-"""The output of a model: its positions in the order of the array's axes, its channels averaged over."""
+"""The outputs of a model: their positions in the order of the array's axes, their channels averaged over."""
 
 from __future__ import annotations
 
-from infnet.errors import UnsupportedError, Where
-from infnet.program import Feature, Output
+from infnet.errors import MONTE_CARLO, UnsupportedError, Where
+from infnet.program import Feature, Output, OutputPair, Piece
 from infnet.reader import Reader
 from infnet.rules.rearrange import in_dim_order, split_index_axes
+from infnet.rules.sums import cuts, segment_at
+
+
+def read_outputs(reader: Reader, cross: bool) -> tuple[OutputPair, ...]:
+    """Each output with itself, or with `cross` every output with every one, in row-major order."""
+    outputs = [read_output(reader, var) for var in reader.trace.outputs]
+    if not cross:
+        return tuple(_pair(one, one) for one in outputs)
+    return tuple(_pair(one, two) for one in outputs for two in outputs)
+
+
+def _pair(one: Output, two: Output) -> OutputPair:
+    widths = [sum(s.width for s in output.segments) for output in (one, two)]
+    if one is not two and (widths[0] != widths[1] or one.averaged or two.averaged):
+        raise UnsupportedError(
+            "the covariance of two outputs whose channels do not correspond",
+            where=two.where,
+            why=f"it is taken channel by channel, and they have {widths[0]} and {widths[1]} channels, or positions "
+            "flattened together with them",
+            remedy=f"leave out `cross=True`, or return outputs of equal widths with their positions; or {MONTE_CARLO}",
+        )
+    pieces = []
+    for start, stop in cuts([one.segments, two.segments]):
+        (left, first), (right, second) = segment_at(one.segments, start), segment_at(two.segments, start)
+        width = stop - start
+        pieces.append(
+            Piece(
+                left._replace(start=left.start + first, width=width),
+                right._replace(start=right.start + second, width=width),
+                width / widths[0],
+            )
+        )
+    return OutputPair(one, two, tuple(pieces))
 
 
 def read_output(reader: Reader, var: int) -> Output:
@@ -32,4 +65,5 @@ def read_output(reader: Reader, var: int) -> Output:
         elif index:
             sizes.append(reader.shape(var)[d])
     feature = split_index_axes(reader, feature, tuple(sizes), var)
-    return Output(feature.segments, tuple(averaged))
+    where = reader.producer[var].where if var in reader.producer else Where()
+    return Output(where, feature.segments, tuple(averaged))
