@@ -64,7 +64,13 @@ class Ask:
     def independent(self) -> bool:
         """Whether u_c and v_(c + shift) have no parameter in common at the top: then they are independent."""
         # u_c reads row c + start of a parameter, and v_(c + shift) reads row c + shift + start.
-        return not any((key, start + self.shift) in self.u.leaves for key, start in self.v.leaves)
+        several = {key for key, start in self.u.leaves if start is None}
+        return not any(
+            key in several or (key, start + self.shift) in self.u.leaves
+            if start is not None
+            else any(key == own for own, _ in self.u.leaves)
+            for key, start in self.v.leaves
+        )
 
 
 @dataclass(frozen=True)

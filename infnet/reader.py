@@ -239,7 +239,9 @@ class Reader:
             Sum,
             sizes=sizes,
             where=where,
-            leaves=frozenset((key, start + t.start) for t in terms for key, start in t.node.leaves),
+            leaves=frozenset(
+                (key, None if start is None else start + t.start) for t in terms for key, start in t.node.leaves
+            ),
             gaussian=all(t.node.gaussian for t in terms),
             zero_mean=all(t.node.zero_mean for t in terms),
             uniform=not varying and all(t.node.uniform for t in terms),
@@ -279,8 +281,15 @@ class Reader:
         return param
 
     def check_uniform(self, equation: Equation, param: Param, axes: Sequence[int | None]) -> None:
-        """Raise unless the prior of a parameter varies along these axes of its array at most."""
-        shape = self.varying.get(param.key.leaf, ())
+        """Raise unless the prior of a parameter, and its mask, vary along these axes of its array at most."""
+        if param.mask and any(n > 1 and axis not in axes for axis, n in enumerate(param.mask.shape)):
+            self.refuse(
+                equation,
+                "a parameter times constants that vary along channels",
+                "the channels of a layer must all have the same law, to become infinitely many",
+                "use a mask that is the same for all channels; or " + MONTE_CARLO,
+            )
+        shape = self.varying.get(param.key.leaf, param.mask.shape if param.mask else ())
         if shape and param.key.slices:
             self.refuse(
                 equation, "a slice of a parameter whose elements differ in law", "infnet has no rule for this yet"

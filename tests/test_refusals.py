@@ -156,7 +156,7 @@ REFUSED = [
     (Softmax, VECTOR, UnsupportedError, "reduce_max", "softmax"),
     (SumOfRelus, VECTOR, NonGaussianError, "relu", "Dense or Conv layer between"),
     (TokenMixing, SEQUENCE, UnsupportedError, "dot_general", "sampling finite networks"),
-    (Depthwise, IMAGE, UnsupportedError, "conv_general_dilated", "feature_group_count=1"),
+    (Depthwise, IMAGE, NonGaussianError, "relu", "Dense or Conv layer between"),
     (TransposedReuse, VECTOR, UnsupportedError, "dot_general", "a parameter of its own"),
     (LayerNormalised, VECTOR, UnsupportedError, "reduce_sum", "sampling finite networks"),
     (Gated, VECTOR, UnsupportedError, "mul", "sampling finite networks"),

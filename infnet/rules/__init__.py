@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import infnet.rules.contraction
+import infnet.rules.convolution
 import infnet.rules.custom
 import infnet.rules.index_linear
 from infnet.independence import Trace

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax.numpy as jnp
 
 from infnet._jax import lax_primitives as lax_p
 from infnet.errors import MONTE_CARLO
 from infnet.program import Feature, Known, Param
 from infnet.reader import Reader
+from infnet.rules.masks import times_constants
 from infnet.rules.sums import combine, scale
 from infnet.trace import Equation
 
@@ -105,11 +108,15 @@ def _read_param(reader: Reader, equation: Equation) -> None:
         power = {lax_p.mul_p: 1, lax_p.div_p: -1 if positions == [0] else 0}.get(primitive, 0)
         if _unchanged(equation) or primitive is lax_p.neg_p:
             sign = -1.0 if primitive is lax_p.neg_p else 1.0
-            reader.values[out] = Param(param.key, param.factors, sign * param.scale)
+            reader.values[out] = replace(param, scale=sign * param.scale)
             return
         constant = reader.constant(others[0]) if power else None
         if constant is not None:
-            reader.values[out] = Param(param.key, param.factors, param.scale * constant**power)
+            reader.values[out] = replace(param, scale=param.scale * constant**power)
+            return
+        masked = times_constants(reader, equation, param, positions[0])
+        if masked is not None:
+            reader.values[out] = masked
             return
     reader.refuse(
         equation,

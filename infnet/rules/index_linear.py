@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 from infnet._jax import lax_primitives as lax_p
 from infnet._jax import split_p, stack_p
 from infnet.errors import MONTE_CARLO
-from infnet.index_maps import IndexMap, Pool, Select, Total
+from infnet.index_maps import IndexMap, Pool, Select, Spread, Total
 from infnet.primitives.windows import Window
 from infnet.program import Atom, Feature, Known, Param, Segment
 from infnet.reader import READS, Reader
@@ -53,11 +55,24 @@ def read_pad(reader: Reader, equation: Equation) -> None:
     if reader.constant(equation.inputs[1]) != 0.0:
         reader.refuse(equation, "padding with values other than zero", "infnet has no rule for this yet")
     config = [tuple(map(int, c)) for c in equation.params["padding_config"]]
-    if any(interior for _, _, interior in config):
-        reader.refuse(equation, "padding between elements", "infnet has no rule for this yet")
-    shape = reader.shape(equation.outputs[0])
-    ranges = [(1, -low, n) for (low, _, _), n in zip(config, shape, strict=True)]
-    _select(reader, equation, equation.outputs[0], ranges)
+    (out,) = equation.outputs
+    ranges = [(1, -low, n) for (low, _, _), n in zip(config, reader.shape(out), strict=True)]
+    between = [d for d, (_, _, interior) in enumerate(config) if interior]
+    if not between:
+        _select(reader, equation, out, ranges)
+        return
+    feature = with_whole_axes(reader, equation, equation.inputs[0], [d for d, c in enumerate(config) if any(c)])
+    if any(a.is_channel for d, c in enumerate(config) if any(c) for a in feature.dims[d]):
+        reader.refuse(equation, "channels are padded", "channels without weights are not like the others")
+    factors, picks = [1] * len(feature.sizes), {}
+    for d, (*_, interior) in enumerate(config):
+        if any(config[d]):
+            number = feature.dims[d][0].number
+            factors[number], picks[number] = interior + 1, ranges[d]
+    spread = Spread(feature.sizes, tuple(factors))
+    feature = replace(feature, segments=mapped(reader, equation, feature, spread, "pad", out))
+    pick = Select(spread.shape, tuple(picks.get(k, (1, 0, n)) for k, n in enumerate(spread.shape)))
+    reader.values[out] = replace(feature, segments=mapped(reader, equation, feature, pick, "pad", out), base=out)
 
 
 def _select(reader: Reader, equation: Equation, out: int, ranges: Sequence[Range]) -> None:
@@ -110,6 +125,11 @@ def _slice_param(reader: Reader, equation: Equation, out: int, touched: Sequence
     slices, factors = list(param.key.slices), list(param.factors)
     for d in touched:
         step, first, count = ranges[d]
+        if (step, first, count) == (-1, count - 1, reader.shape(out)[d]) and first + 1 == reader.shape(
+            equation.inputs[0]
+        )[d]:
+            factors[d] = tuple(_reversed(name, n) for name, n in reversed(factors[d]))
+            continue
         if step != 1 or first < 0 or len(factors[d]) != 1 or not isinstance(factors[d][0][0], int):
             reader.refuse(equation, "a parameter is sliced in an irregular way", "infnet follows plain ranges only")
         axis = factors[d][0][0]
@@ -118,7 +138,12 @@ def _slice_param(reader: Reader, equation: Equation, out: int, touched: Sequence
         slices.append((axis, before + first, before + first + count))
         factors[d] = ((axis, count),) if count > 1 else ()
     key = type(param.key)(param.key.leaf, tuple(sorted(slices)))
-    reader.values[out] = Param(key, tuple(factors), param.scale)
+    reader.values[out] = replace(param, key=key, factors=tuple(factors))
+
+
+def _reversed(name: Any, size: int) -> tuple[Any, int]:
+    back = isinstance(name, tuple) and name[0] == "reversed"
+    return (name[1] if back else ("reversed", name)), size
 
 
 @READS.register(lax_p.reduce_sum_p)
@@ -238,7 +263,11 @@ def _feature(reader: Reader, equation: Equation, var: int) -> Feature:
 
 def with_whole_axes(reader: Reader, equation: Equation, var: int, touched: Sequence[int]) -> Feature:
     """The settled feature with one atom on each of the touched array axes."""
-    feature = _feature(reader, equation, var)
+    return whole_axes(reader, equation, _feature(reader, equation, var), touched, var)
+
+
+def whole_axes(reader: Reader, equation: Equation, feature: Feature, touched: Sequence[int], var: int) -> Feature:
+    """The feature with one atom on each of the touched axes of the array `var`."""
     if all(len([a for a in feature.dims[d] if feature.size(a) > 1]) <= 1 for d in touched):
         return with_unit_axes(reader, in_dim_order(reader, feature, var), touched, var)
     if any(a.is_channel for d in touched for a in feature.dims[d]):
@@ -259,7 +288,7 @@ def with_whole_axes(reader: Reader, equation: Equation, var: int, touched: Seque
         dims.append((*(Atom(False, count + k) for k in range(len(index))), *channels))
         count += len(index)
     merged = split_index_axes(reader, feature, tuple(sizes), var)
-    return Feature(tuple(dims), merged.channels, merged.segments, var)
+    return with_unit_axes(reader, Feature(tuple(dims), merged.channels, merged.segments, var), touched, var)
 
 
 def mapped(

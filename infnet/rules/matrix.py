@@ -7,9 +7,10 @@ import numpy as np
 from infnet._jax import lax_primitives as lax_p
 from infnet.errors import MONTE_CARLO
 from infnet.index_maps import Matrix, Total
-from infnet.program import Atom, Feature
+from infnet.program import Atom, Feature, Param
 from infnet.reader import READS, Reader
 from infnet.rules.index_linear import mapped, with_whole_axes
+from infnet.rules.lookup import read_lookup
 from infnet.trace import Equation
 
 Dims = tuple[tuple[Atom, ...], ...]
@@ -47,8 +48,11 @@ def read_product(reader: Reader, equation: Equation) -> None:
 
 @READS.register(lax_p.gather_p)
 def read_gather(reader: Reader, equation: Equation) -> None:
-    """Positions at constant indices along one axis, `x[:, [2, 0, 1]]`."""
+    """Rows of a parameter, or positions of a feature at constant indices along one axis, `x[:, [2, 0, 1]]`."""
     (x, indices), numbers = equation.inputs, equation.params["dimension_numbers"]
+    if isinstance(reader.values[x], Param):
+        read_lookup(reader, equation)
+        return
     shape, wanted = reader.shape(x), reader.constant_array(indices) if isinstance(reader.values[x], Feature) else None
     if wanted is None:
         reader.refuse_operation(equation)

@@ -6,7 +6,7 @@ moments come from the kernel primitives.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,11 +15,28 @@ import jax.numpy as jnp
 from infnet.errors import MONTE_CARLO, UnsupportedError
 from infnet.layout import coincident, filled, inner, spread_left, spread_right
 from infnet.plan import Ask, AskMean, Moments, Request, Step
-from infnet.program import Contraction, Custom, Elementwise, Field, IndexLinear, KnownNode, OneNode, ParamNode, Sum
+from infnet.program import (
+    Contraction,
+    Custom,
+    Elementwise,
+    Field,
+    GroupedConvolution,
+    IndexLinear,
+    KnownNode,
+    Lookup,
+    Node,
+    OneNode,
+    ParamNode,
+    Sum,
+    Unfolded,
+)
 from infnet.rules.contraction import contraction_step
+from infnet.rules.convolution import grouped_step
 from infnet.rules.custom import custom_step
 from infnet.rules.linear import LINEAR, linear_step
+from infnet.rules.lookup import lookup_step
 from infnet.rules.nonlinear import mean_of_elementwise, mixed_step, nonlinear_step
+from infnet.rules.unfold import mean_of_unfolded, unfolded_step
 
 
 def rule(request: Request) -> Step:
@@ -35,13 +52,10 @@ def rule(request: Request) -> Step:
         return _independent(request)
     if isinstance(u, LINEAR) or isinstance(v, LINEAR):
         return linear_step(request)
-    if isinstance(u, Contraction) and isinstance(v, Contraction):
-        return contraction_step(request, u, v)
-    if isinstance(u, ParamNode) and isinstance(v, ParamNode):
-        return _added_param(request, u, v)
-    if isinstance(u, Elementwise) and isinstance(v, Elementwise):
-        return nonlinear_step(request, u, v)
-    return mixed_step(request)
+    if isinstance(u, GroupedConvolution) or isinstance(v, GroupedConvolution):
+        return grouped_step(request, u, v) or mixed_step(request)
+    step = OF_A_KIND.get(type(u)) if type(u) is type(v) else None
+    return step(request, u, v) if step else mixed_step(request)
 
 
 # Inputs and independent fields
@@ -93,6 +107,16 @@ def _added_param(request: Ask, u: ParamNode, v: ParamNode) -> Step:
     return Step(request, "bias", u.where, (), evaluate)
 
 
+# The joint moment of two atoms of one kind.
+OF_A_KIND: dict[type[Node], Callable[[Ask, Any, Any], Step]] = {
+    Contraction: contraction_step,
+    ParamNode: _added_param,
+    Elementwise: nonlinear_step,
+    Lookup: lookup_step,
+    Unfolded: unfolded_step,
+}
+
+
 # Means
 
 
@@ -111,6 +135,8 @@ def mean_step(request: AskMean) -> Step:
         )
     if isinstance(u, Elementwise):
         return mean_of_elementwise(request, u)
+    if isinstance(u, Unfolded):
+        return mean_of_unfolded(request, u)
     if isinstance(u, Custom) and not u.zero_mean:
         raise UnsupportedError(
             f"the mean of `{u.operation!r}`",
@@ -123,7 +149,7 @@ def mean_step(request: AskMean) -> Step:
         if isinstance(u, KnownNode):
             values = context.read(u.field, request.side).mean(-1)
             return jnp.broadcast_to(values, u.sizes)
-        number = 1.0 if isinstance(u, OneNode) else context.mean(u.param) if isinstance(u, ParamNode) else 0.0
+        number = 1.0 if isinstance(u, OneNode) else context.mean(u.param) if isinstance(u, ParamNode | Lookup) else 0.0
         return jnp.full(u.sizes, number, context.dtype)
 
     return Step(request, "mean", u.where, (), evaluate)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from infnet._jax import lax_primitives as lax_p
@@ -25,7 +26,7 @@ def read_axes(reader: Reader, equation: Equation) -> None:
         order = tuple(d for d in range(len(reader.shape(equation.inputs[0]))) if d not in equation.params["dimensions"])
     if isinstance(value, Param):
         factors = tuple(value.factors[d] for d in order)
-        reader.values[equation.outputs[0]] = Param(value.key, factors, value.scale)
+        reader.values[equation.outputs[0]] = replace(value, factors=factors)
     else:
         assert isinstance(value, Feature)
         reader.values[equation.outputs[0]] = _redimensioned(value, tuple(value.dims[d] for d in order))
@@ -42,7 +43,7 @@ def read_reshape(reader: Reader, equation: Equation) -> None:
     shape, value = reader.shape(out), reader.values[var]
     try:
         if isinstance(value, Param):
-            reader.values[out] = Param(value.key, regroup(value.factors, shape), value.scale)
+            reader.values[out] = replace(value, factors=regroup(value.factors, shape))
         else:
             assert isinstance(value, Feature)
             reader.values[out] = _reshape(reader, value, shape, var, out)
@@ -113,7 +114,7 @@ def read_broadcast(reader: Reader, equation: Equation) -> None:
                 "add the parameter with axes of size 1 (`bias[None, :]`) and let the sum broadcast",
             )
         factors = tuple(value.factors[places[d]] if d in places else () for d in range(len(shape)))
-        reader.values[out] = Param(value.key, factors, value.scale)
+        reader.values[out] = replace(value, factors=factors)
         return
     assert isinstance(value, Feature)
     dims = tuple(value.dims[places[d]] if d in places else () for d in range(len(shape)))
@@ -205,3 +206,14 @@ def index_linear(reader: Reader, node: Node, mapping: Any, sizes: tuple[int, ...
         map=mapping,
         rule=rule,
     )
+
+
+def new_channels(sizes: Sequence[int]) -> tuple[list[tuple[Atom, ...]], tuple[int, ...]]:
+    """Array axes that hold new channels, and the sizes of their atoms."""
+    dims: list[tuple[Atom, ...]] = []
+    channels: list[int] = []
+    for size in sizes:
+        dims.append((Atom(True, len(channels)),) if size > 1 else ())
+        if size > 1:
+            channels.append(size)
+    return dims, tuple(channels)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from infnet._jax import lax_primitives as lax_p
 from infnet.atoms import common_factors
@@ -16,7 +17,6 @@ from infnet.program import (
     Known,
     KnownNode,
     Node,
-    Param,
     ParamKey,
     ParamNode,
     Segment,
@@ -294,6 +294,6 @@ def _param_node(
         leaves=frozenset({(key, 0)}),
         gaussian=True,
         zero_mean=param.key.leaf not in reader.nonzero_mean,
-        param=Param(key, param.factors, param.scale),
+        param=replace(param, key=key),
     )
     return node, tuple(axes)
