@@ -324,6 +324,10 @@ REASONS: dict[Primitive, tuple[str, str]] = {
         "the maximum over an axis (in a softmax, over channels or positions) has no closed-form law at infinite width",
         f"drop the softmax (the kernel of the logits is usually what is wanted); or {MONTE_CARLO}",
     ),
+    lax_p.fft_p: (
+        "its result is complex, and kernels are those of real features",
+        f"multiply by the real and the imaginary part of the Fourier matrix (`jnp.einsum`); or {MONTE_CARLO}",
+    ),
 }
 
 

@@ -17,7 +17,7 @@ from infnet.reader import READS, Reader, needed_equations
 from infnet.rules.elementwise import read_elementwise
 from infnet.rules.moments import rule as rule
 from infnet.rules.outputs import read_output
-from infnet.trace import is_elementwise
+from infnet.trace import Equation, is_elementwise
 
 
 def read(trace: Trace, nonzero_mean: frozenset[int], varying: Mapping[int, tuple[int, ...]]) -> Program:
@@ -34,6 +34,7 @@ def read(trace: Trace, nonzero_mean: frozenset[int], varying: Mapping[int, tuple
     reader = Reader(trace, nonzero_mean, varying)
     for equation in needed_equations(trace, trace.outputs):
         reader.producer.update(dict.fromkeys(equation.outputs, equation))
+        _check_not_empty(reader, equation)
         if all(isinstance(reader.values[v], Known) for v in equation.inputs):
             reader.read_known(equation)
         elif is_elementwise(equation.source):
@@ -44,3 +45,14 @@ def read(trace: Trace, nonzero_mean: frozenset[int], varying: Mapping[int, tuple
             reader.refuse_operation(equation)
     (var,) = trace.outputs
     return Program(trace, read_output(reader, var))
+
+
+def _check_not_empty(reader: Reader, equation: Equation) -> None:
+    random = any(not isinstance(reader.values[v], Known) for v in equation.inputs)
+    if random and any(0 in reader.shape(v) for v in equation.outputs):
+        reader.refuse(
+            equation,
+            "a result without any position or channel",
+            "there is nothing that a kernel could be of",
+            "keep at least one of each axis",
+        )

@@ -11,10 +11,10 @@ from infnet._jax import split_p, stack_p
 from infnet.errors import MONTE_CARLO
 from infnet.index_maps import IndexMap, Pool, Select, Spread, Total
 from infnet.primitives.windows import Window
-from infnet.program import Atom, Feature, Known, Param, Segment
+from infnet.program import Atom, Feature, Param, Segment
 from infnet.reader import READS, Reader
 from infnet.rules.rearrange import in_dim_order, index_linear, split_index_axes, with_unit_axes
-from infnet.rules.sums import combine, concatenate_channels, merge_segments
+from infnet.rules.sums import combine, concatenate_channels, merge_segments, place_in
 from infnet.trace import Equation
 
 Range = tuple[int, int, int]  # step, first, count
@@ -202,15 +202,17 @@ def read_pool(reader: Reader, equation: Equation) -> None:
 def read_concatenate(reader: Reader, equation: Equation) -> None:
     """Concatenation of channels (segments side by side) or of positions (a sum of padded parts)."""
     axis = equation.params["dimension"]
-    if any(isinstance(reader.values[v], Param) for v in equation.inputs):
-        reader.refuse(equation, "a parameter is concatenated with something else", "infnet has no rule for this yet")
+    if not any(_is_feature(reader, v) for v in equation.inputs):
+        why = "the result is not one parameter, and not yet a feature with channels"
+        reader.refuse(equation, "parameters are concatenated", why, "use one parameter, or concatenate features")
     features = {v: with_whole_axes(reader, equation, v, [axis]) for v in equation.inputs if _is_feature(reader, v)}
     along_channels = any(a.is_channel for f in features.values() for a in f.dims[axis])
     if along_channels or not any(f.channels for f in features.values()):
         concatenate_channels(reader, equation, axis)
         return
-    if any(isinstance(reader.values[v], Known) for v in equation.inputs):
-        reader.refuse(equation, "inputs are concatenated to positions of a feature", "infnet has no rule for this yet")
+    for var in equation.inputs:
+        if var not in features:
+            features[var] = place_in(reader, equation, var, axis, [v for v in features if _is_feature(reader, v)])
     parts = [(features[v], reader.shape(v)[axis]) for v in equation.inputs]
     _concatenate_positions(reader, equation, parts, axis)
 

@@ -75,10 +75,6 @@ def read_gather(reader: Reader, equation: Equation) -> None:
 
 def _times(reader: Reader, equation: Equation, var: int, axis: int, matrix: np.ndarray) -> Feature:
     """The feature with a matrix `[rows, positions]` applied to an axis."""
-    if not matrix.size:
-        reader.refuse(
-            equation, "a result without any position", "there is nothing that a kernel could be of", "keep positions"
-        )
     feature = with_whole_axes(reader, equation, var, [axis])
     (atom,) = feature.dims[axis]
     if atom.is_channel:

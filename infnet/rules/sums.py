@@ -17,13 +17,14 @@ from infnet.program import (
     Known,
     KnownNode,
     Node,
+    Param,
     ParamKey,
     ParamNode,
     Segment,
     Term,
 )
 from infnet.reader import Reader
-from infnet.rules.rearrange import in_dim_order, split_index_axes
+from infnet.rules.rearrange import in_dim_order, split_index_axes, with_unit_axes
 from infnet.trace import Equation
 
 Template = tuple[tuple[tuple[bool, int], ...], ...]  # per array axis, (is_channel, size) of each of its factors
@@ -98,10 +99,31 @@ def concatenate_channels(reader: Reader, equation: Equation, axis: int) -> None:
             for s in segments:
                 node = reader.sum([Term(1.0, s.node, 0, axes)], _index_sizes(template), equation.where)
                 pieces.append(Segment(node, s.start, s.width))
+        elif isinstance(reader.values[var], Param):
+            pieces.extend(with_axes(reader, equation, var, tuple(own)).segments)
         else:
             node = known_node(reader, equation, var, tuple(own), (0, width), channel_dims=[axis])
             pieces.append(Segment(node, 0, width))
     reader.values[out] = _feature(template, pieces, out)
+
+
+def with_axes(reader: Reader, equation: Equation, var: int, template: Template) -> Feature:
+    """A Known or a Param as a feature whose axes are those of the template."""
+    width = math.prod(n for factors in template for is_channel, n in factors if is_channel)
+    if isinstance(reader.values[var], Known):
+        node = known_node(reader, equation, var, template, (0, width))
+        axes = tuple(range(len(node.sizes)))
+    else:
+        node, axes = _param_node(reader, equation, var, template, (0, width))
+    node = reader.sum([Term(1.0, node, 0, axes)], _index_sizes(template), equation.where)
+    return _feature(template, [Segment(node, 0, width)], var)
+
+
+def place_in(reader: Reader, equation: Equation, var: int, axis: int, features: Sequence[int]) -> Feature:
+    """A Known or a Param as a feature with the axes of `features`, except that `axis` holds its own positions."""
+    template, size = list(_template(reader, equation, features, concatenated=axis)), reader.shape(var)[axis]
+    template[axis] = ((False, size),) if size > 1 else ()
+    return with_unit_axes(reader, with_axes(reader, equation, var, tuple(template)), [axis], var)
 
 
 def _template(reader: Reader, equation: Equation, features: Sequence[int], concatenated: int | None = None) -> Template:
