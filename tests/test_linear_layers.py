@@ -1,0 +1,443 @@
+"""Layers that are linear in their weights, against the tensor of the layer itself.
+
+A layer without bias is u_i = sum_kp A[i, k, p] W_k h_p for each channel, so that with iid weights of variance s2, and
+C channels h of kernels (S, T) that share no weight,
+
+    S'[i, j] = s2 C sum_kpq A[i, k, p] A[j, k, q] S[p, q],      T'[i, j] = C sum_kpq A A (s2 T + S)[p, q].
+
+A is the second derivative of the layer's own `apply`, (S, T) the kernel of the model before the layer (which other
+tests compare with independent references). On inputs, the kernel is s2 J Jᵀ with J the Jacobian in the weights.
+"""
+
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from oracles import assert_ratio_is_one, extrapolate
+from zoo import settings
+
+import infnet
+import infnet_flax
+from infnet.errors import NonGaussianError, UnsupportedError
+
+H, W, C, STD = 4, 3, 8, 0.3
+RNG = np.random.RandomState(0)
+X1, X2 = RNG.randn(2, H, W, 3), RNG.randn(3, H, W, 3)
+OPTIONS = {"kernel_init": nn.initializers.normal(STD), "use_bias": False, "dtype": jnp.float64}
+OPTIONS["param_dtype"] = jnp.float64
+TAPS = np.array([[1.0, 0.5, 2.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.0]])  # a causal mask, and a little more
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def masked(features, channels):
+    mask = np.broadcast_to(TAPS[:, :, None, None], (3, 3, channels, features))
+    return nn.Conv(features, (3, 3), mask=mask, **OPTIONS)
+
+
+def divided(features, channels):
+    return nn.Sequential([nn.Conv(features, (3, 3), mask=1 / np.full((3, 3, 1, 1), 2.0), **OPTIONS)])
+
+
+def unshuffled(features, channels):
+    """Positions as channels: blocks of 2 x 3 pixels are the channels of a convolution."""
+
+    def blocks(x):
+        x = x.reshape(x.shape[0], 2, 2, 1, 3, channels)
+        return x.transpose(0, 1, 3, 2, 4, 5).reshape(x.shape[0], 2, 1, 6 * channels)
+
+    return nn.Sequential([blocks, nn.Conv(features, (2, 1), **OPTIONS)])
+
+
+def patches(features, channels):
+    def cut(x):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated_patches(x, (2, 2), (1, 2), "SAME", dimension_numbers=numbers)
+
+    return nn.Sequential([cut, nn.Dense(features, **OPTIONS)])
+
+
+class PerPosition(nn.Module):
+    """A weight matrix for every position, written with einsum."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x):
+        w = self.param("kernel", OPTIONS["kernel_init"], (H, W, x.shape[-1], self.features), jnp.float64)
+        return jnp.einsum("bhwi,hwio->bhwo", x, w)
+
+
+class PerRow(nn.Module):
+    """A weight for every row, contracted with columns and channels, written with the weight first."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x):
+        w = self.param("kernel", OPTIONS["kernel_init"], (self.features, H, x.shape[-1], W), jnp.float64)
+        return jnp.einsum("ohiw,bhwi->bho", w, x)
+
+
+def layer(kind, *args, **kwargs):
+    return lambda features, channels: kind(features, *args, **OPTIONS, **kwargs)
+
+
+def grouped(size, multiplier=1, **kwargs):
+    def make(features, channels):
+        groups = channels // size
+        return nn.Conv(max(groups * multiplier, 1), (3, 2), feature_group_count=max(groups, 1), **OPTIONS, **kwargs)
+
+    return make
+
+
+# name -> (features, channels) -> module
+LAYERS = {
+    "transposed": layer(nn.ConvTranspose, (3, 3), (2, 2)),
+    "transposed, valid": layer(nn.ConvTranspose, (2, 3), (3, 1), "VALID"),
+    "transposed, circular": layer(nn.ConvTranspose, (3, 2), (2, 1), "CIRCULAR"),
+    "transposed, dilated": layer(nn.ConvTranspose, (2, 2), (2, 3), kernel_dilation=(1, 2)),
+    "transposed kernel": layer(nn.ConvTranspose, (3, 2), (2, 2), transpose_kernel=True),
+    "input dilation": layer(nn.Conv, (2, 2), (2, 1), input_dilation=(2, 3), padding=((-1, 2), (0, -2))),
+    "masked": masked,
+    "divided": divided,
+    "circular": layer(nn.Conv, (3, 2), (2, 1), "CIRCULAR", kernel_dilation=(1, 2)),
+    "local": layer(nn.ConvLocal, (2, 3), (2, 1)),
+    "local, dilated": layer(nn.ConvLocal, (2, 2), padding="VALID", kernel_dilation=(3, 1)),
+    "per position": lambda features, channels: PerPosition(features),
+    "per row": lambda features, channels: PerRow(features),
+    "patches": patches,
+    "positions as channels": unshuffled,
+}
+# name -> the same, and the number of channels in a group
+GROUPED = {
+    "depthwise": (grouped(1), 1),
+    "depthwise, two filters each": (grouped(1, 2, strides=(2, 1)), 1),
+    "grouped": (grouped(2, 3, padding="CIRCULAR"), 2),
+}
+
+
+class Model(nn.Module):
+    """relu(Conv), then layers."""
+
+    layers: tuple = ()
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(C, (2, 2), **settings(jnp.float64))(x))
+        for one in self.layers:
+            x = one(x)
+        return x
+
+
+def as_tensor(module, sizes):
+    """A[i, k, p] of one channel, and the sizes of the positions i."""
+
+    def on_positions(w, h):
+        return module.apply(jax.tree.unflatten(tree, [w]), h[None, ..., None])[0, ..., 0]
+
+    h = jnp.zeros(sizes)
+    (w,), tree = jax.tree.flatten(module.init(jax.random.key(0), h[None, ..., None]))
+    tensor = jax.jacobian(jax.jacobian(on_positions, 0), 1)(w, h)
+    out = tensor.shape[: tensor.ndim - w.ndim - len(sizes)]
+    return np.asarray(tensor).reshape(int(np.prod(out)), w.size, -1), out
+
+
+def flat(kernel, count):
+    """(n1, n2, h, h', w, w', ...) as (n1, n2, positions, positions)."""
+    kernel = np.asarray(kernel)
+    k = (kernel.ndim - 2) // 2
+    order = [0, 1, *range(2, 2 + 2 * k, 2), *range(3, 3 + 2 * k, 2)]
+    return np.transpose(kernel, order).reshape(*kernel.shape[:2], count, count)
+
+
+def kernels(model, x1=X1, x2=X2):
+    kernel = infnet_flax.kernel_fn(model, x1)(x1, x2, ("nngp", "ntk"))
+    return np.asarray(kernel.nngp), np.asarray(kernel.ntk)
+
+
+@pytest.fixture(scope="module")
+def base():
+    with jax.enable_x64(True):
+        return [flat(k, H * W) for k in kernels(Model())]
+
+
+def contracted(tensor, s, t, channels):
+    def sandwich(k):
+        return channels * np.einsum("ikp,abpq,jkq->abij", tensor, k, tensor, optimize=True)
+
+    return STD**2 * sandwich(s), STD**2 * sandwich(t) + sandwich(s)
+
+
+def pool_and_flatten(x):
+    return nn.avg_pool(x, (2, 1)).reshape(x.shape[0], -1)
+
+
+@pytest.mark.parametrize("name", [*LAYERS, *GROUPED])
+def test_layers_after_a_random_feature(name, base):
+    make, channels = GROUPED[name] if name in GROUPED else (LAYERS[name], C)
+    tensor, sizes = as_tensor(make(1, 1), (H, W))
+    expected = contracted(tensor, *base, channels)
+    found = kernels(Model((make(C, C),)))
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(flat(one, len(tensor)), other, rtol=1e-10, atol=1e-12)
+    if len(sizes) < 2:
+        return
+    # Then a head that asks for a band of positions alone.
+    matrix = np.asarray(jax.jacobian(lambda z: pool_and_flatten(z[None, ..., None])[0])(jnp.zeros(sizes)))
+    matrix = matrix.reshape(len(matrix), -1)
+    width = C * len(matrix) * make(C, C).features // C if name in GROUPED else C * len(matrix)
+    s, t = (np.einsum("pi,abij,pj->ab", matrix, k, matrix) / len(matrix) for k in expected)
+    nngp, ntk = kernels(Model((make(C, C), pool_and_flatten, nn.Dense(2, **OPTIONS))))
+    np.testing.assert_allclose(nngp, STD**2 * width * s, rtol=1e-10)
+    np.testing.assert_allclose(ntk, width * (STD**2 * t + s), rtol=1e-10)
+
+
+ON_INPUTS = ["transposed", "input dilation", "masked", "local", "per position", "patches"]
+
+
+def on_inputs(module, x1, x2, channel=slice(0, 1)):
+    """s2 J(x1) J(x2)ᵀ and J(x1) J(x2)ᵀ of the outputs in one channel (or their mean over several)."""
+    (w,), tree = jax.tree.flatten(module.init(jax.random.key(0), x1))
+
+    def outputs(w, x):
+        return module.apply(jax.tree.unflatten(tree, [w]), x)[..., channel]
+
+    one, two = (np.asarray(jax.jacobian(outputs)(w, x)) for x in (x1, x2))
+    one, two = (j.reshape(len(x), -1, j.shape[j.ndim - w.ndim - 1], w.size) for j, x in ((one, x1), (two, x2)))
+    ntk = np.einsum("aick,bjck->abij", one, two) / one.shape[2]
+    return STD**2 * ntk, ntk
+
+
+@pytest.mark.parametrize("name", ON_INPUTS)
+def test_layers_on_inputs(name):
+    module = LAYERS[name](2, 3)
+    expected = on_inputs(module, X1, X2)
+    for one, other in zip(kernels(module), expected, strict=True):
+        np.testing.assert_allclose(flat(one, other.shape[-1]), other, rtol=1e-10, atol=1e-12)
+
+
+def test_a_depthwise_convolution_of_inputs_is_averaged_over_channels():
+    module = nn.Conv(6, (2, 2), feature_group_count=3, **OPTIONS)
+    expected = on_inputs(module, X1, X2, slice(None))
+    for one, other in zip(kernels(module), expected, strict=True):
+        np.testing.assert_allclose(flat(one, H * W), other, rtol=1e-10, atol=1e-12)
+    with pytest.raises(UnsupportedError, match="channels are not alike"):
+        kernels(nn.Sequential([module, nn.relu]))
+
+
+@pytest.mark.parametrize(
+    ("shape", "module"),
+    [
+        ((7, 2), nn.Conv(2, (3,), padding="CIRCULAR", kernel_dilation=(2,), **OPTIONS)),
+        ((5, 2), nn.ConvTranspose(2, (2,), (3,), **OPTIONS)),
+        ((2, 3, 3, 2), nn.Conv(2, (2, 3, 1), (1, 2, 1), "CIRCULAR", **OPTIONS)),
+        ((2, 2, 3, 2), nn.ConvTranspose(2, (1, 2, 2), (2, 1, 2), "VALID", **OPTIONS)),
+    ],
+    ids=["1-D circular", "1-D transposed", "3-D circular", "3-D transposed"],
+)
+def test_one_and_three_dimensions(shape, module):
+    x1, x2 = RNG.randn(2, *shape), RNG.randn(1, *shape)
+    expected = on_inputs(module, x1, x2)
+    for one, other in zip(kernels(module, x1, x2), expected, strict=True):
+        np.testing.assert_allclose(flat(one, other.shape[-1]), other, rtol=1e-10, atol=1e-12)
+
+
+# Sums of depthwise convolutions: uncorrelated, whatever they share.
+
+
+def test_depthwise_convolutions_of_one_feature_are_uncorrelated(base):
+    class Sum(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            u, v = (nn.Conv(2 * C, (3, 2), feature_group_count=C, **OPTIONS)(x) for _ in range(2))
+            return u[..., :C] + v[..., :C] + v[..., C:] + x
+
+    tensor, _ = as_tensor(grouped(1)(1, 1), (H, W))
+    parts = contracted(tensor, *base, 1)
+    for one, part, identity in zip(kernels(Model((Sum(),))), parts, base, strict=True):
+        np.testing.assert_allclose(flat(one, H * W), 3 * part + identity, rtol=1e-10)
+
+
+class Separable(nn.Module):
+    """Depthwise, then pointwise: a MobileNet block without the nonlinearity in between, which would be refused."""
+
+    width: int
+    between: object = None
+
+    @nn.compact
+    def __call__(self, x):
+        options = settings(x.dtype)
+        x = nn.relu(nn.Conv(self.width, (2, 2), **options)(x))
+        x = nn.Conv(2 * self.width, (2, 2), feature_group_count=self.width, **options)(x)
+        x = self.between(x) if self.between else x
+        x = nn.relu(nn.Conv(self.width, (1, 1), **options)(x))
+        return nn.Dense(32, **options)(x.mean((1, 2)))
+
+
+class Decoder(nn.Module):
+    """A latent vector, reshaped to a small image of channels, and two convolutions."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x):
+        options = settings(x.dtype)
+        x = nn.relu(nn.Dense(4 * self.width, **options)(x.reshape(x.shape[0], -1)))
+        x = x.reshape(x.shape[0], 2, 2, self.width)
+        x = nn.relu(nn.ConvTranspose(self.width, (2, 2), (2, 1), **options)(x))
+        return nn.Dense(32, **options)(nn.avg_pool(x, (4, 2))[:, 0, 0])
+
+
+@pytest.mark.parametrize("kind", [Separable, Decoder])
+def test_limits_of_finite_networks(kind):
+    x1, x2 = X1[:, :3] + 0.5, X2[:2, :3] + 0.5
+
+    def analytic(multiplier):
+        return kernels(kind(16 * multiplier), x1, x2)
+
+    fits = extrapolate(
+        lambda multiplier: kind(16 * multiplier),
+        np.float32(x1),
+        np.float32(x2),
+        jax.random.key(0),
+        n_samples=(2500, 1200),
+        analytic=analytic,
+    )
+    for fit in fits:
+        assert_ratio_is_one(fit, largest_error=0.02)
+
+
+def test_a_nonlinearity_right_after_a_depthwise_convolution_is_refused():
+    with pytest.raises(NonGaussianError, match="GroupedConvolution"):
+        kernels(Separable(16, nn.relu))
+
+
+# Channels as positions
+
+
+class Reshaped(nn.Module):
+    """relu(Dense), its channels reshaped to `shape`, perhaps transposed, then a layer."""
+
+    shape: tuple
+    last: object
+    order: tuple | None = None
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Dense(int(np.prod(self.shape)), **settings(jnp.float64))(x.reshape(x.shape[0], -1)))
+        x = x.reshape(x.shape[0], *self.shape)
+        return self.last(x if self.order is None else x.transpose(self.order))
+
+
+@pytest.fixture(scope="module")
+def unfolded():
+    """S and T of relu(Dense) at 12 positions that are different channels: independent, of equal mean."""
+    with jax.enable_x64(True):
+
+        def identity(x):
+            return x
+
+        s, t = kernels(Reshaped((12 * C,), identity))
+        z1, z2 = X1.reshape(2, -1), X2.reshape(3, -1)
+        q1, q2 = (1.4**2 / z.shape[1] * (z**2).sum(1) + 0.3**2 for z in (z1, z2))
+        means = np.sqrt(q1[:, None] * q2) / (2 * np.pi)
+        same = np.eye(12)
+        return s[..., None, None] * same + means[..., None, None] * (1 - same), t[..., None, None] * same
+
+
+CONV, DENSE = nn.Conv(C, (2, 3), **OPTIONS), nn.Dense(C, **OPTIONS)
+RESHAPED = {
+    "channels last": (Reshaped((H, W, C), CONV), CONV),
+    "channels first": (Reshaped((C, H, W), CONV, (0, 2, 3, 1)), CONV),
+    "transposed": (Reshaped((W, H, C), CONV, (0, 2, 1, 3)), CONV),
+    "Dense at each position": (Reshaped((H, W, C), DENSE), DENSE),
+    "a weight for each position": (Reshaped((H, W, C), PerPosition(C)), PerPosition(C)),
+}
+
+
+@pytest.mark.parametrize("name", RESHAPED)
+def test_channels_as_positions(name, unfolded):
+    model, last = RESHAPED[name]
+    one = type(last)(**{**{k: getattr(last, k) for k in last.__dataclass_fields__}, "features": 1, "parent": None})
+    tensor, _ = as_tensor(one, (H, W))
+    expected = contracted(tensor, *unfolded, C)
+    for found, other in zip(kernels(model), expected, strict=True):
+        np.testing.assert_allclose(flat(found, H * W), other, rtol=1e-9, atol=1e-12)
+
+
+# What is refused
+
+
+class WeightTwice(nn.Module):
+    """One weight, used in two ways."""
+
+    first: object
+    second: object
+    shape: tuple = (2, 2, C, C)
+
+    @nn.compact
+    def __call__(self, x):
+        w = self.param("w", OPTIONS["kernel_init"], self.shape, jnp.float64)
+        return self.first(x, w) + self.second(x, w)
+
+
+def conv(x, w, groups=1):
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=numbers, feature_group_count=groups)
+
+
+def depthwise_twice(x, w):
+    return conv(conv(x, w[:, :, :1], C), w[:, :, :1], C)
+
+
+def folded_sum(x):
+    x = nn.Dense(4 * C, **OPTIONS)(x)
+    x = x[..., : 2 * C] + x[..., C : 3 * C]
+    return CONV(x.reshape(x.shape[0], -1, 2, C))
+
+
+REFUSED = {
+    "a second time in another way": (WeightTwice(conv, lambda x, w: conv(x, jnp.flip(w, 0))), "W and flipped"),
+    "two strides, paddings or scales": (WeightTwice(conv, lambda x, w: conv(x, w * TAPS[:2, :2, None, None])), "mask"),
+    "to its own result": (WeightTwice(lambda x, w: x, depthwise_twice), "depthwise twice"),
+    "constants that vary along channels": (WeightTwice(conv, lambda x, w: conv(x, w * np.arange(C))), "channel mask"),
+    "cut or reversed is multiplied": (WeightTwice(conv, lambda x, w: conv(x, w[::-1] * TAPS[:2, :2, None, None])), ""),
+    "indexed along several axes": (WeightTwice(conv, lambda x, w: x + w[np.array([0, 1, 0, 1]), 0, 0]), "index"),
+    "depend on each other are used as positions": (lambda x: folded_sum(x.mean((1, 2))), "shared channels"),
+    "are used as positions": (Reshaped((H, W, 1), lambda x: CONV(x)), "no channel stays"),
+    "mixed, or filtered differently, by constants": (lambda x: conv(x, np.ones((2, 2, C, 3))), "constant filter"),
+    "positions are mixed while channels": (lambda x: DENSE(jnp.swapaxes(x, 2, 3)), "token mixing"),
+    "without any position": (lambda x: x[:, 3:3], "an empty slice"),
+    "result is complex": (lambda x: jnp.fft.fft(x, axis=1).real, None),
+    "along a new axis": (WeightTwice(conv, lambda x, w: x + jnp.tile(w[0, 0, 0], (H, W, 1))), "tiled parameter"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_is_refused(what):
+    model = REFUSED[what][0]
+    with pytest.raises(UnsupportedError) as caught:
+        kernels(model if isinstance(model, Reshaped) else Model((model,)))
+    assert what in str(caught.value)
+    assert caught.value.where.line
+
+
+def test_a_haiku_decoder():
+    hk = pytest.importorskip("haiku")
+    import infnet_haiku
+
+    def decode(x):
+        x = hk.Linear(2 * 3 * C)(x).reshape(-1, 2, 3, C)
+        return hk.Conv2DTranspose(4, 3, stride=2, with_bias=False)(x)
+
+    x = X1.reshape(2, -1)
+    kernel = infnet_haiku.kernel_fn(hk.without_apply_rng(hk.transform(decode)), x)(x, get="nngp")
+    assert kernel.shape == (2, 2, 4, 4, 6, 6)
+    assert isinstance(infnet.Prior(0.0, 1.0), infnet.Prior)
