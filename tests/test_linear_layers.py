@@ -9,7 +9,6 @@ A is the second derivative of the layer's own `apply`, (S, T) the kernel of the 
 tests compare with independent references). On inputs, the kernel is s2 J Jᵀ with J the Jacobian in the weights.
 """
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +17,6 @@ from flax import linen as nn
 from oracles import assert_ratio_is_one, extrapolate
 from zoo import settings
 
-import infnet
 import infnet_flax
 from infnet.errors import NonGaussianError, UnsupportedError
 
@@ -39,10 +37,6 @@ def float64():
 def masked(features, channels):
     mask = np.broadcast_to(TAPS[:, :, None, None], (3, 3, channels, features))
     return nn.Conv(features, (3, 3), mask=mask, **OPTIONS)
-
-
-def divided(features, channels):
-    return nn.Sequential([nn.Conv(features, (3, 3), mask=1 / np.full((3, 3, 1, 1), 2.0), **OPTIONS)])
 
 
 def unshuffled(features, channels):
@@ -102,14 +96,11 @@ LAYERS = {
     "transposed": layer(nn.ConvTranspose, (3, 3), (2, 2)),
     "transposed, valid": layer(nn.ConvTranspose, (2, 3), (3, 1), "VALID"),
     "transposed, circular": layer(nn.ConvTranspose, (3, 2), (2, 1), "CIRCULAR"),
-    "transposed, dilated": layer(nn.ConvTranspose, (2, 2), (2, 3), kernel_dilation=(1, 2)),
     "transposed kernel": layer(nn.ConvTranspose, (3, 2), (2, 2), transpose_kernel=True),
     "input dilation": layer(nn.Conv, (2, 2), (2, 1), input_dilation=(2, 3), padding=((-1, 2), (0, -2))),
     "masked": masked,
-    "divided": divided,
     "circular": layer(nn.Conv, (3, 2), (2, 1), "CIRCULAR", kernel_dilation=(1, 2)),
     "local": layer(nn.ConvLocal, (2, 3), (2, 1)),
-    "local, dilated": layer(nn.ConvLocal, (2, 2), padding="VALID", kernel_dilation=(3, 1)),
     "per position": lambda features, channels: PerPosition(features),
     "per row": lambda features, channels: PerRow(features),
     "patches": patches,
@@ -117,7 +108,6 @@ LAYERS = {
 }
 # name -> the same, and the number of channels in a group
 GROUPED = {
-    "depthwise": (grouped(1), 1),
     "depthwise, two filters each": (grouped(1, 2, strides=(2, 1)), 1),
     "grouped": (grouped(2, 3, padding="CIRCULAR"), 2),
 }
@@ -182,14 +172,18 @@ def pool_and_flatten(x):
 @pytest.mark.parametrize("name", [*LAYERS, *GROUPED])
 def test_layers_after_a_random_feature(name, base):
     make, channels = GROUPED[name] if name in GROUPED else (LAYERS[name], C)
-    tensor, sizes = as_tensor(make(1, 1), (H, W))
+    tensor, _ = as_tensor(make(1, 1), (H, W))
     expected = contracted(tensor, *base, channels)
     found = kernels(Model((make(C, C),)))
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(flat(one, len(tensor)), other, rtol=1e-10, atol=1e-12)
-    if len(sizes) < 2:
-        return
-    # Then a head that asks for a band of positions alone.
+
+
+@pytest.mark.parametrize("name", ["transposed, valid", "masked", "local", "depthwise, two filters each"])
+def test_layers_before_a_head_that_needs_a_band_of_positions(name, base):
+    make, channels = GROUPED[name] if name in GROUPED else (LAYERS[name], C)
+    tensor, sizes = as_tensor(make(1, 1), (H, W))
+    expected = contracted(tensor, *base, channels)
     matrix = np.asarray(jax.jacobian(lambda z: pool_and_flatten(z[None, ..., None])[0])(jnp.zeros(sizes)))
     matrix = matrix.reshape(len(matrix), -1)
     width = C * len(matrix) * make(C, C).features // C if name in GROUPED else C * len(matrix)
@@ -199,7 +193,7 @@ def test_layers_after_a_random_feature(name, base):
     np.testing.assert_allclose(ntk, width * (STD**2 * t + s), rtol=1e-10)
 
 
-ON_INPUTS = ["transposed", "input dilation", "masked", "local", "per position", "patches"]
+ON_INPUTS = ["input dilation", "masked", "local"]
 
 
 def on_inputs(module, x1, x2, channel=slice(0, 1)):
@@ -236,11 +230,10 @@ def test_a_depthwise_convolution_of_inputs_is_averaged_over_channels():
     ("shape", "module"),
     [
         ((7, 2), nn.Conv(2, (3,), padding="CIRCULAR", kernel_dilation=(2,), **OPTIONS)),
-        ((5, 2), nn.ConvTranspose(2, (2,), (3,), **OPTIONS)),
         ((2, 3, 3, 2), nn.Conv(2, (2, 3, 1), (1, 2, 1), "CIRCULAR", **OPTIONS)),
         ((2, 2, 3, 2), nn.ConvTranspose(2, (1, 2, 2), (2, 1, 2), "VALID", **OPTIONS)),
     ],
-    ids=["1-D circular", "1-D transposed", "3-D circular", "3-D transposed"],
+    ids=["1-D circular", "3-D circular", "3-D transposed"],
 )
 def test_one_and_three_dimensions(shape, module):
     x1, x2 = RNG.randn(2, *shape), RNG.randn(1, *shape)
@@ -265,8 +258,8 @@ def test_depthwise_convolutions_of_one_feature_are_uncorrelated(base):
         np.testing.assert_allclose(flat(one, H * W), 3 * part + identity, rtol=1e-10)
 
 
-class Separable(nn.Module):
-    """Depthwise, then pointwise: a MobileNet block without the nonlinearity in between, which would be refused."""
+class Decoder(nn.Module):
+    """A latent vector reshaped to a small image, a transposed, a depthwise and a pointwise convolution."""
 
     width: int
     between: object = None
@@ -274,49 +267,32 @@ class Separable(nn.Module):
     @nn.compact
     def __call__(self, x):
         options = settings(x.dtype)
-        x = nn.relu(nn.Conv(self.width, (2, 2), **options)(x))
-        x = nn.Conv(2 * self.width, (2, 2), feature_group_count=self.width, **options)(x)
-        x = self.between(x) if self.between else x
-        x = nn.relu(nn.Conv(self.width, (1, 1), **options)(x))
-        return nn.Dense(32, **options)(x.mean((1, 2)))
-
-
-class Decoder(nn.Module):
-    """A latent vector, reshaped to a small image of channels, and two convolutions."""
-
-    width: int
-
-    @nn.compact
-    def __call__(self, x):
-        options = settings(x.dtype)
         x = nn.relu(nn.Dense(4 * self.width, **options)(x.reshape(x.shape[0], -1)))
         x = x.reshape(x.shape[0], 2, 2, self.width)
         x = nn.relu(nn.ConvTranspose(self.width, (2, 2), (2, 1), **options)(x))
+        x = nn.Conv(2 * self.width, (2, 2), feature_group_count=self.width, **options)(x)
+        x = self.between(x) if self.between else x
+        x = nn.relu(nn.Conv(self.width, (1, 1), **options)(x))
         return nn.Dense(32, **options)(nn.avg_pool(x, (4, 2))[:, 0, 0])
 
 
-@pytest.mark.parametrize("kind", [Separable, Decoder])
-def test_limits_of_finite_networks(kind):
-    x1, x2 = X1[:, :3] + 0.5, X2[:2, :3] + 0.5
-
-    def analytic(multiplier):
-        return kernels(kind(16 * multiplier), x1, x2)
-
+def test_the_limit_of_finite_networks():
+    x1, x2 = X1 + 0.5, X2[:2] + 0.5
     fits = extrapolate(
-        lambda multiplier: kind(16 * multiplier),
+        lambda multiplier: Decoder(12 * multiplier),
         np.float32(x1),
         np.float32(x2),
         jax.random.key(0),
-        n_samples=(2500, 1200),
-        analytic=analytic,
+        n_samples=(1600, 800),
+        analytic=lambda multiplier: kernels(Decoder(12 * multiplier), x1, x2),
     )
     for fit in fits:
-        assert_ratio_is_one(fit, largest_error=0.02)
+        assert_ratio_is_one(fit, largest_error=0.03)
 
 
 def test_a_nonlinearity_right_after_a_depthwise_convolution_is_refused():
     with pytest.raises(NonGaussianError, match="GroupedConvolution"):
-        kernels(Separable(16, nn.relu))
+        infnet_flax.kernel_fn(Decoder(12, nn.relu), X1)
 
 
 # Channels as positions
@@ -352,27 +328,29 @@ def unfolded():
         return s[..., None, None] * same + means[..., None, None] * (1 - same), t[..., None, None] * same
 
 
-CONV, DENSE = nn.Conv(C, (2, 3), **OPTIONS), nn.Dense(C, **OPTIONS)
+CONV, DENSE = layer(nn.Conv, (2, 3)), layer(nn.Dense)
 RESHAPED = {
-    "channels last": (Reshaped((H, W, C), CONV), CONV),
-    "channels first": (Reshaped((C, H, W), CONV, (0, 2, 3, 1)), CONV),
-    "transposed": (Reshaped((W, H, C), CONV, (0, 2, 1, 3)), CONV),
-    "Dense at each position": (Reshaped((H, W, C), DENSE), DENSE),
-    "a weight for each position": (Reshaped((H, W, C), PerPosition(C)), PerPosition(C)),
+    "channels last": ((H, W, C), CONV, None),
+    "channels first, transposed": ((C, W, H), CONV, (0, 3, 2, 1)),
+    "Dense at each position": ((H, W, C), DENSE, None),
+    "a weight for each position": ((H, W, C), LAYERS["per position"], None),
 }
 
 
 @pytest.mark.parametrize("name", RESHAPED)
 def test_channels_as_positions(name, unfolded):
-    model, last = RESHAPED[name]
-    one = type(last)(**{**{k: getattr(last, k) for k in last.__dataclass_fields__}, "features": 1, "parent": None})
-    tensor, _ = as_tensor(one, (H, W))
+    shape, make, order = RESHAPED[name]
+    tensor, _ = as_tensor(make(1, 1), (H, W))
     expected = contracted(tensor, *unfolded, C)
-    for found, other in zip(kernels(model), expected, strict=True):
+    for found, other in zip(kernels(Reshaped(shape, make(C, C), order)), expected, strict=True):
         np.testing.assert_allclose(flat(found, H * W), other, rtol=1e-9, atol=1e-12)
 
 
 # What is refused
+
+
+def kernel_of(layers):
+    return infnet_flax.kernel_fn(layers if isinstance(layers, Reshaped) else Model((layers,)), X1)
 
 
 class WeightTwice(nn.Module):
@@ -400,31 +378,30 @@ def depthwise_twice(x, w):
 def folded_sum(x):
     x = nn.Dense(4 * C, **OPTIONS)(x)
     x = x[..., : 2 * C] + x[..., C : 3 * C]
-    return CONV(x.reshape(x.shape[0], -1, 2, C))
+    return CONV(C, C)(x.reshape(x.shape[0], -1, 2, C))
 
 
 REFUSED = {
-    "a second time in another way": (WeightTwice(conv, lambda x, w: conv(x, jnp.flip(w, 0))), "W and flipped"),
-    "two strides, paddings or scales": (WeightTwice(conv, lambda x, w: conv(x, w * TAPS[:2, :2, None, None])), "mask"),
-    "to its own result": (WeightTwice(lambda x, w: x, depthwise_twice), "depthwise twice"),
-    "constants that vary along channels": (WeightTwice(conv, lambda x, w: conv(x, w * np.arange(C))), "channel mask"),
-    "cut or reversed is multiplied": (WeightTwice(conv, lambda x, w: conv(x, w[::-1] * TAPS[:2, :2, None, None])), ""),
-    "indexed along several axes": (WeightTwice(conv, lambda x, w: x + w[np.array([0, 1, 0, 1]), 0, 0]), "index"),
-    "depend on each other are used as positions": (lambda x: folded_sum(x.mean((1, 2))), "shared channels"),
-    "are used as positions": (Reshaped((H, W, 1), lambda x: CONV(x)), "no channel stays"),
-    "mixed, or filtered differently, by constants": (lambda x: conv(x, np.ones((2, 2, C, 3))), "constant filter"),
-    "positions are mixed while channels": (lambda x: DENSE(jnp.swapaxes(x, 2, 3)), "token mixing"),
-    "without any position": (lambda x: x[:, 3:3], "an empty slice"),
-    "result is complex": (lambda x: jnp.fft.fft(x, axis=1).real, None),
-    "along a new axis": (WeightTwice(conv, lambda x, w: x + jnp.tile(w[0, 0, 0], (H, W, 1))), "tiled parameter"),
+    "a second time in another way": WeightTwice(conv, lambda x, w: conv(x, jnp.flip(w, 0))),
+    "two strides, paddings or scales": WeightTwice(conv, lambda x, w: conv(x, w * TAPS[:2, :2, None, None])),
+    "to its own result": WeightTwice(lambda x, w: x, depthwise_twice),
+    "constants that vary along channels": WeightTwice(conv, lambda x, w: conv(x, w * np.arange(C))),
+    "cut or reversed is multiplied": WeightTwice(conv, lambda x, w: conv(x, w[::-1] * TAPS[:2, :2, None, None])),
+    "indexed along several axes": WeightTwice(conv, lambda x, w: x + w[np.array([0, 1, 0]), np.array([0, 1, 1]), 0]),
+    "depend on each other are used as positions": lambda x: folded_sum(x.mean((1, 2))),
+    "are used as positions": Reshaped((H, W, 1), lambda x: CONV(C, C)(x)),
+    "mixed, or filtered differently, by constants": lambda x: conv(x, np.ones((2, 2, C, 3))),
+    "positions are mixed while channels": lambda x: DENSE(C, C)(jnp.swapaxes(x, 2, 3)),
+    "without any position": lambda x: x[:, 3:3],
+    "result is complex": lambda x: jnp.fft.fft(x, axis=1).real,
+    "along a new axis": WeightTwice(conv, lambda x, w: x + jnp.tile(w[0, 0, 0], (H, W, 1))),
 }
 
 
 @pytest.mark.parametrize("what", REFUSED)
 def test_what_is_refused(what):
-    model = REFUSED[what][0]
     with pytest.raises(UnsupportedError) as caught:
-        kernels(model if isinstance(model, Reshaped) else Model((model,)))
+        kernel_of(REFUSED[what])
     assert what in str(caught.value)
     assert caught.value.where.line
 
@@ -440,4 +417,3 @@ def test_a_haiku_decoder():
     x = X1.reshape(2, -1)
     kernel = infnet_haiku.kernel_fn(hk.without_apply_rng(hk.transform(decode)), x)(x, get="nngp")
     assert kernel.shape == (2, 2, 4, 4, 6, 6)
-    assert isinstance(infnet.Prior(0.0, 1.0), infnet.Prior)
