@@ -5,8 +5,9 @@ C channels h of kernels (S, T) that share no weight,
 
     S'[i, j] = s2 C sum_kpq A[i, k, p] A[j, k, q] S[p, q],      T'[i, j] = C sum_kpq A A (s2 T + S)[p, q].
 
-A is the layer's own `apply` on every unit weight and unit feature, (S, T) the kernel of the model before the layer (which other
-tests compare with independent references). On inputs, the kernel is s2 J Jᵀ with J the Jacobian in the weights.
+A is the layer's own `apply` on every unit weight and unit feature, (S, T) the kernel of the model before the layer
+(which other tests compare with independent references). On inputs, the kernel is s2 J Jᵀ with J the Jacobian in the
+weights.
 """
 
 import jax
@@ -204,7 +205,7 @@ def on_inputs(module, x1, x2, channel=slice(0, 1)):
     return STD**2 * ntk, ntk
 
 
-@pytest.mark.parametrize("name", ["input dilation", "local"])
+@pytest.mark.parametrize("name", ["local"])
 def test_layers_on_inputs(name):
     module = LAYERS[name](2, 3)
     expected = on_inputs(module, X1, X2)
@@ -344,8 +345,18 @@ def test_channels_as_positions(name, unfolded):
 # What is refused
 
 
+class Inputs(nn.Module):
+    """Layers on inputs."""
+
+    layers: object
+
+    @nn.compact
+    def __call__(self, x):
+        return self.layers(x)
+
+
 def kernel_of(layers):
-    return infnet_flax.kernel_fn(layers if isinstance(layers, Reshaped) else Model((layers,)), X1)
+    return infnet_flax.kernel_fn(layers if isinstance(layers, Reshaped | Inputs) else Model((layers,)), X1)
 
 
 class WeightTwice(nn.Module):
@@ -387,6 +398,8 @@ REFUSED = {
     "are used as positions": Reshaped((H, W, 1), lambda x: CONV(C, C)(x)),
     "mixed, or filtered differently, by constants": lambda x: conv(x, np.ones((2, 2, C, 3))),
     "positions are mixed while channels": lambda x: DENSE(C, C)(jnp.swapaxes(x, 2, 3)),
+    "mixed while channels (axis 3)": Reshaped((H, W, C), lambda x: DENSE(C, C)(jnp.swapaxes(x, 2, 3))),
+    "one filter for each channel": Inputs(lambda x: nn.Conv(3, (2, 2), feature_group_count=3, **OPTIONS)(x)),
     "without any position": lambda x: x[:, 3:3],
     "result is complex": lambda x: jnp.fft.fft(x, axis=1).real,
     "along a new axis": WeightTwice(conv, lambda x, w: x + jnp.tile(w[0, 0, 0], (H, W, 1))),

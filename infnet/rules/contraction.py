@@ -79,7 +79,7 @@ def _dense_operand(
 ) -> Feature:
     """The feature that is contracted; inputs become one, with the contracted axes as their channels.
 
-    If some channel axes are contracted, the layer is applied along the others, which count as positions then.
+    If the last channel axes are contracted, the layer is applied along those before, which count as positions then.
     """
     shape = reader.shape(var)
     if not isinstance(reader.values[var], Feature):
@@ -90,7 +90,8 @@ def _dense_operand(
     left_over = [d for d in range(len(shape)) if d not in contracted and long[d]]
     if not left_over:
         return in_dim_order(reader, feature, var)
-    if not any(long[d] for d in contracted):
+    stays, goes = ([a for d in dims for a in long[d]] for dims in (left_over, contracted))
+    if not goes or max(stays) > min(goes):
         filtered = "filtered by a weight of its own for each channel" if set(left_over) & set(own) else "mixed"
         reader.refuse(
             equation,
@@ -98,7 +99,7 @@ def _dense_operand(
             "all channels then share few weights, or have a few weights each: the result is a scale mixture, not "
             "Gaussian, so a nonlinearity after it has no closed form",
         )
-    feature = unfold(reader, equation, feature, [a for d in left_over for a in long[d]], var)
+    feature = unfold(reader, equation, feature, stays, var)
     return in_dim_order(reader, feature, var)
 
 

@@ -140,7 +140,7 @@ def _grouped(
         if len(operand.segments) > 1:
             key = ParamKey(key.leaf, (*key.slices, (-2, position, position + groups)))
         position += groups
-        _check_fresh(reader, equation, key, segment)
+        _check_filters(reader, equation, key, segment, made)
         reader.use_param(equation, key, weight.roles)
         node = reader.new(
             GroupedConvolution,
@@ -161,7 +161,14 @@ def _grouped(
     return tuple(segments)
 
 
-def _check_fresh(reader: Reader, equation: Equation, key: ParamKey, segment: Segment) -> None:
+def _check_filters(reader: Reader, equation: Equation, key: ParamKey, segment: Segment, made: int) -> None:
+    if not segment.node.leaves and made == 1:
+        reader.refuse(
+            equation,
+            "a depthwise convolution of inputs with one filter for each channel",
+            "the result has as many channels as the input, whatever the width, so no limit makes what follows Gaussian",
+            "use an ordinary convolution first, or several filters for each channel",
+        )
     if any(k.leaf == key.leaf for k, _ in segment.node.leaves):
         reader.refuse(
             equation,
