@@ -397,8 +397,8 @@ REFUSED = {
     "depend on each other are used as positions": lambda x: folded_sum(x.mean((1, 2))),
     "are used as positions": Reshaped((H, W, 1), lambda x: CONV(C, C)(x)),
     "mixed, or filtered differently, by constants": lambda x: conv(x, np.ones((2, 2, C, 3))),
-    "positions are mixed while channels": lambda x: DENSE(C, C)(jnp.swapaxes(x, 2, 3)),
-    "mixed while channels (axis 3)": Reshaped((H, W, C), lambda x: DENSE(C, C)(jnp.swapaxes(x, 2, 3))),
+    "positions are mixed while channels (axis 2)": lambda x: DENSE(C, C)(jnp.swapaxes(x, 2, 3)),
+    "mixed while channels (axis 2)": Reshaped((H, W, C), lambda x: DENSE(C, C)(jnp.swapaxes(x, 2, 3))),
     "one filter for each channel": Inputs(lambda x: nn.Conv(3, (2, 2), feature_group_count=3, **OPTIONS)(x)),
     "without any position": lambda x: x[:, 3:3],
     "result is complex": lambda x: jnp.fft.fft(x, axis=1).real,
@@ -425,3 +425,11 @@ def test_a_haiku_decoder():
     x = X1.reshape(2, -1)
     kernel = infnet_haiku.kernel_fn(hk.without_apply_rng(hk.transform(decode)), x)(x, get="nngp")
     assert kernel.shape == (2, 2, 4, 4, 6, 6)
+
+
+def test_widths_that_are_not_sent_to_infinity_are_not_reported():
+    upsampled = nn.Sequential(
+        [nn.ConvTranspose(40, (2, 2), (2, 2), **OPTIONS), nn.relu, nn.Conv(40, (2, 2), **OPTIONS)]
+    )
+    assert "smallest width is 40" in str(infnet_flax.kernel_fn(upsampled, X1).explain())
+    assert "smallest width is 24" in str(infnet_flax.kernel_fn(Decoder(24), X1).explain())

@@ -95,7 +95,7 @@ def _dense_operand(
         filtered = "filtered by a weight of its own for each channel" if set(left_over) & set(own) else "mixed"
         reader.refuse(
             equation,
-            f"positions are {filtered} while channels (axis {left_over[0]}) stay (token mixing, or a depthwise layer)",
+            f"positions are {filtered} while channels (axis {left_over[-1]}) stay (token mixing, or a depthwise layer)",
             "all channels then share few weights, or have a few weights each: the result is a scale mixture, not "
             "Gaussian, so a nonlinearity after it has no closed form",
         )
