@@ -17,7 +17,7 @@ import jax
 
 from infnet.errors import Where
 from infnet.layout import Layout
-from infnet.program import Node
+from infnet.program import Node, ParamKey
 
 Side = tuple[int, int]  # which example (1 or 2) the left and the right feature are evaluated on
 
@@ -64,13 +64,11 @@ class Ask:
     def independent(self) -> bool:
         """Whether u_c and v_(c + shift) have no parameter in common at the top: then they are independent."""
         # u_c reads row c + start of a parameter, and v_(c + shift) reads row c + shift + start.
-        several = {key for key, start in self.u.leaves if start is None}
-        return not any(
-            key in several or (key, start + self.shift) in self.u.leaves
-            if start is not None
-            else any(key == own for own, _ in self.u.leaves)
-            for key, start in self.v.leaves
-        )
+        rows: dict[ParamKey, set[int | None]] = {}
+        for key, start in self.u.leaves:
+            rows.setdefault(key, set()).add(start)
+        shared = [(rows[key], start) for key, start in self.v.leaves if key in rows]
+        return not any(start is None or None in own or start + self.shift in own for own, start in shared)
 
 
 @dataclass(frozen=True)

@@ -132,10 +132,10 @@ def as_tensor(module, sizes):
     shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, *sizes, 1)))
     (w,), tree = jax.tree.flatten(shapes)
     weights = np.eye(w.size).reshape(w.size, *w.shape)
-    positions = np.eye(H * W).reshape(H * W, *sizes)
+    positions = np.eye(int(np.prod(sizes))).reshape(-1, *sizes)
     tensor = jax.jit(jax.vmap(jax.vmap(on_positions, (None, 0)), (0, None)))(weights, positions)
     out = tensor.shape[2:]
-    return np.asarray(tensor).reshape(w.size, H * W, -1).transpose(2, 0, 1), out
+    return np.asarray(tensor).reshape(w.size, len(positions), -1).transpose(2, 0, 1), out
 
 
 def flat(kernel, count):
@@ -340,6 +340,36 @@ def test_channels_as_positions(name, unfolded):
     expected = contracted(tensor, *unfolded, C)
     for found, other in zip(kernels(Reshaped(shape, make(C, C), order)), expected, strict=True):
         np.testing.assert_allclose(flat(found, H * W), other, rtol=1e-9, atol=1e-12)
+
+
+def test_pixels_made_of_channels():
+    """Depth to space: blocks of 2 x 1 pixels are channels of one convolution, and pixels of the next."""
+
+    class Shuffled(nn.Module):
+        last: object = None
+
+        @nn.compact
+        def __call__(self, x):
+            x = nn.Conv(2 * C, (2, 2), **OPTIONS)(x)
+            if self.last is None:
+                return x
+            x = x.reshape(x.shape[0], H, W, 2, C).transpose(0, 1, 3, 2, 4)
+            return self.last(x.reshape(x.shape[0], 2 * H, W, C))
+
+    def in_blocks(k):
+        k = k.reshape(2, 3, H, W, H, W)
+        return np.einsum("abhwij,pq->abhpwiqj", k, np.eye(2)).reshape(2, 3, 2 * H * W, 2 * H * W)
+
+    before = [in_blocks(flat(k, H * W)) for k in kernels(Shuffled())]
+    tensor, _ = as_tensor(CONV(1, 1), (2 * H, W))
+    for found, expected in zip(kernels(Shuffled(CONV(C, C))), contracted(tensor, *before, C), strict=True):
+        np.testing.assert_allclose(flat(found, 2 * H * W), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_masks_in_the_ntk_parameterization():
+    model = nn.Sequential([nn.Conv(C, (2, 2), **OPTIONS), masked(C, C)])
+    nngp, ntk = infnet_flax.kernel_fn(model, X1, parameterization="ntk")(X1, X2, ("nngp", "ntk"))
+    np.testing.assert_allclose(ntk, 2 * nngp, rtol=1e-10)  # one for each linear layer
 
 
 # What is refused

@@ -97,7 +97,7 @@ def _is_scaling(equation: Equation, values: list) -> bool:
 
 
 def _read_param(reader: Reader, equation: Equation) -> None:
-    """A parameter times numbers stays a parameter."""
+    """A parameter times numbers, or times constants that vary along its own axes, stays a parameter."""
     (out,) = equation.outputs
     primitive = equation.primitive
     positions = [i for i, v in enumerate(equation.inputs) if isinstance(reader.values[v], Param)]

@@ -42,11 +42,21 @@ def read_split(reader: Reader, equation: Equation) -> None:
 
 @READS.register(lax_p.rev_p)
 def read_rev(reader: Reader, equation: Equation) -> None:
-    """Flips."""
+    """Flips: of positions, or of the axes of a parameter, which is then another arrangement of equal elements."""
     flipped = equation.params["dimensions"]
-    shape = reader.shape(equation.inputs[0])
+    shape, value = reader.shape(equation.inputs[0]), reader.values[equation.inputs[0]]
+    if isinstance(value, Param):
+        factors = (tuple(map(_reversed, f)) if d in flipped else f for d, f in enumerate(value.factors))
+        reader.values[equation.outputs[0]] = replace(value, factors=tuple(factors))
+        return
     ranges = [(-1, n - 1, n) if d in flipped else (1, 0, n) for d, n in enumerate(shape)]
     _select(reader, equation, equation.outputs[0], ranges)
+
+
+def _reversed(factor: tuple[Any, int]) -> tuple[Any, int]:
+    name, size = factor
+    back = isinstance(name, tuple) and name[0] == "reversed"
+    return (name[1] if back else ("reversed", name)), size
 
 
 @READS.register(lax_p.pad_p)
@@ -57,18 +67,17 @@ def read_pad(reader: Reader, equation: Equation) -> None:
     config = [tuple(map(int, c)) for c in equation.params["padding_config"]]
     (out,) = equation.outputs
     ranges = [(1, -low, n) for (low, _, _), n in zip(config, reader.shape(out), strict=True)]
-    between = [d for d, (_, _, interior) in enumerate(config) if interior]
-    if not between:
+    if not any(interior for *_, interior in config):
         _select(reader, equation, out, ranges)
         return
-    feature = with_whole_axes(reader, equation, equation.inputs[0], [d for d, c in enumerate(config) if any(c)])
-    if any(a.is_channel for d, c in enumerate(config) if any(c) for a in feature.dims[d]):
+    padded = [d for d, c in enumerate(config) if any(c)]
+    feature = with_whole_axes(reader, equation, equation.inputs[0], padded)
+    if any(a.is_channel for d in padded for a in feature.dims[d]):
         reader.refuse(equation, "channels are padded", "channels without weights are not like the others")
-    factors, picks = [1] * len(feature.sizes), {}
-    for d, (*_, interior) in enumerate(config):
-        if any(config[d]):
-            number = feature.dims[d][0].number
-            factors[number], picks[number] = interior + 1, ranges[d]
+    number = {d: feature.dims[d][0].number for d in padded}
+    factors, picks = [1] * len(feature.sizes), {number[d]: ranges[d] for d in padded}
+    for d in padded:
+        factors[number[d]] += config[d][2]
     spread = Spread(feature.sizes, tuple(factors))
     feature = replace(feature, segments=mapped(reader, equation, feature, spread, "pad", out))
     pick = Select(spread.shape, tuple(picks.get(k, (1, 0, n)) for k, n in enumerate(spread.shape)))
@@ -125,11 +134,6 @@ def _slice_param(reader: Reader, equation: Equation, out: int, touched: Sequence
     slices, factors = list(param.key.slices), list(param.factors)
     for d in touched:
         step, first, count = ranges[d]
-        if (step, first, count) == (-1, count - 1, reader.shape(out)[d]) and first + 1 == reader.shape(
-            equation.inputs[0]
-        )[d]:
-            factors[d] = tuple(_reversed(name, n) for name, n in reversed(factors[d]))
-            continue
         if step != 1 or first < 0 or len(factors[d]) != 1 or not isinstance(factors[d][0][0], int):
             reader.refuse(equation, "a parameter is sliced in an irregular way", "infnet follows plain ranges only")
         axis = factors[d][0][0]
@@ -139,11 +143,6 @@ def _slice_param(reader: Reader, equation: Equation, out: int, touched: Sequence
         factors[d] = ((axis, count),) if count > 1 else ()
     key = type(param.key)(param.key.leaf, tuple(sorted(slices)))
     reader.values[out] = replace(param, key=key, factors=tuple(factors))
-
-
-def _reversed(name: Any, size: int) -> tuple[Any, int]:
-    back = isinstance(name, tuple) and name[0] == "reversed"
-    return (name[1] if back else ("reversed", name)), size
 
 
 @READS.register(lax_p.reduce_sum_p)
