@@ -18,7 +18,6 @@ import numpy as np
 
 from infnet._jax import lax_primitives as lax_p
 from infnet._jax import optimization_barrier_p, split_p, stack_p, tile_p
-from infnet.broadcasts import with_broadcasts
 from infnet.custom import custom_kernel_p
 from infnet.errors import MONTE_CARLO, BatchAxisError, Where
 from infnet.registry import Rules
@@ -58,9 +57,8 @@ def one_example(flats: Sequence[Flat], n_params: int) -> Trace:
     Raises:
         BatchAxisError: an operation depends on the number of examples, mixes them, or is not known to keep them apart.
     """
-    one = with_broadcasts(flats[0], flats[1])
-    flats = [one, *flats[1:]]
     _same_structure(flats)
+    one = flats[0]
     axes = [_batch_axis(flats, number) for number in range(len(one.avals))]
     trace = Trace(one.equations, one.avals, one.constants, one.inputs, one.outputs, axes, n_params)
     for same in zip(*(f.equations for f in flats), strict=True):
