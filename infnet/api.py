@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import jax
@@ -163,8 +164,8 @@ class KernelFn:
         """The kernels that `get` asks for, in the structure of the outputs."""
         if isinstance(get, str):
             return self._tree_of(values[get])
-        kinds = namedtuple("Kernels", [*names])
-        return self._tree_of([kinds(*arrays) for arrays in zip(*(values[n] for n in names), strict=True)])
+        rows = zip(*(values[n] for n in names), strict=True)
+        return self._tree_of([_namedtuple(tuple(names))(*arrays) for arrays in rows])
 
     def _kernels(self, values: Mapping[str, Any], dtypes: tuple[Any, ...]) -> list[Kernel]:
         pairs = self._computation(dtypes).program.outputs
@@ -317,6 +318,11 @@ class KernelFn:
         with self._float64(dtypes):
             computation = self._computation(dtypes)
             raise_not_finite(computation, computation.plan(NAMES, (1, 2)), self._weights, examples[0], examples[-1])
+
+
+@cache
+def _namedtuple(names: tuple[str, ...]) -> Callable[..., Any]:
+    return namedtuple("Kernels", names)
 
 
 def _dtypes(inputs: Sequence[jax.Array]) -> tuple[Any, ...]:

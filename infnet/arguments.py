@@ -92,7 +92,7 @@ class Inputs:
         if not -len(x.shape) <= self.batch_axis < len(x.shape):
             raise InputError(f"example inputs must have a batch axis {self.batch_axis}, but one has shape {x.shape}")
         axis = self.batch_axis % len(x.shape)
-        return jax.ShapeDtypeStruct((*x.shape[:axis], *x.shape[axis + 1 :]), jnp.result_type(x.dtype))
+        return jax.ShapeDtypeStruct((*x.shape[:axis], *x.shape[axis + 1 :]), jax.dtypes.canonicalize_dtype(x.dtype))
 
 
 def _same_structure(one: PyTree, two: PyTree) -> bool:

@@ -71,7 +71,15 @@ class Context:
 
     def read(self, field: Field, side: int) -> jax.Array:
         """A Known variable as an array `[*sizes, channels]`, with size 1 where it does not vary."""
-        value = jnp.asarray(self.known[side][field.var]).astype(self.dtype)
+        value = self._arranged(field, side).astype(self.dtype)
+        return value if field.power == 1 else 1 / value
+
+    def indices(self, field: Field, side: int) -> jax.Array:
+        """A Known variable of integers as an array `[*sizes]`, with size 1 where it does not vary."""
+        return self._arranged(field, side)[..., 0]
+
+    def _arranged(self, field: Field, side: int) -> jax.Array:
+        value = jnp.asarray(self.known[side][field.var])
         order = (*field.index_axes, *field.channel_axes)
         rest = [axis for axis in range(value.ndim) if axis not in order]
         value = jnp.transpose(value, [*rest, *order])
@@ -80,18 +88,18 @@ class Context:
             value = value[(slice(0, 1),) * len(field.index_axes)]
         sizes = field.sizes if field.varies else (1,) * len(field.sizes)
         value = value.reshape((*sizes, -1))
-        value = value[..., field.channels[0] : field.channels[1]] if field.varies_along_channels else value[..., :1]
-        return value if field.power == 1 else 1 / value
+        return value[..., field.channels[0] : field.channels[1]] if field.varies_along_channels else value[..., :1]
 
     def weight_factors(self, param: Param, axes: Sequence[int | None]) -> tuple[jax.Array, jax.Array]:
         """Effective variance and gradient factor of a parameter, with one axis for each of `axes` of its array."""
         leaf = param.key.leaf
         std = jnp.asarray(self.weights.std[leaf], self.dtype)
-        variance = jnp.square(param.scale * _along(std, axes))
+        scale = jnp.full((1,) * len(axes), param.scale, self.dtype)
+        if param.mask is not None:
+            scale = scale * _along(jnp.asarray(param.mask.array, self.dtype), axes)
+        variance = jnp.square(scale * _along(std, axes))
         rate = jnp.asarray(self.weights.learning_rate[leaf], self.dtype)
-        if self.ntk_units:
-            return variance, rate * variance
-        return variance, jnp.full((1,) * len(axes), param.scale**2 * rate)
+        return variance, rate * (variance if self.ntk_units else jnp.square(scale))
 
     def mean(self, param: Param) -> jax.Array:
         """The mean of the elements of a parameter."""

@@ -11,7 +11,7 @@ import numpy as np
 from infnet.computation import Computation
 from infnet.plan import Ask
 from infnet.priors import Prior
-from infnet.program import Contraction, KnownNode
+from infnet.program import Contraction, GroupedConvolution
 
 NARROW = 16
 
@@ -62,10 +62,10 @@ def explain(
         exact = step.exact if settled is None else settled.exact
         rows.append(Row(step.where.module, step.where.line, step.rule, str(request.layout), gaussian, exact))
         node = request.u
-        if not isinstance(node, Contraction):
+        if not isinstance(node, Contraction) or isinstance(node, GroupedConvolution):
             continue
         leaf = node.param.key.leaf
-        if not isinstance(node.operand, KnownNode):
+        if node.operand.leaves:
             widths.append((node.channels, node.where.module))
         elif np.any(np.asarray(priors[leaf].kurtosis)):
             kurtosis.append((paths[leaf], float(np.max(np.abs(priors[leaf].kurtosis)))))

@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     from infnet.reader import Reader
 
 
-def scale_gradients(reader: Reader, node: Node) -> tuple[ScaleGradient, ...]:
-    """The gradient of `node` in each trained scale that reaches it without a contraction."""
+def scale_gradients(reader: Reader, node: Node) -> tuple[ScaleGradient, ...] | None:
+    """The gradient of `node` in each trained scale that reaches it; None if one does so other than linearly."""
     found: dict[int, list[ScaleGradient]] = {}
     for part in _linear_parts(node):
+        if not isinstance(part, Sum | IndexLinear | Aggregation | Scaled):
+            return None
         found[part.index] = _gradients(reader, part, found)
     return tuple(found.get(node.index, ()))
 
@@ -52,9 +54,8 @@ def _gradients(reader: Reader, node: Node, found: dict[int, list[ScaleGradient]]
             ScaleGradient(g.scale, g.channel, reader.with_operand(node, g.node))
             for g in found.get(node.operand.index, ())
         ]
-    if isinstance(node, Sum):
-        return _of_sum(reader, node, found)
-    return []
+    assert isinstance(node, Sum)
+    return _of_sum(reader, node, found)
 
 
 def _of_sum(reader: Reader, node: Sum, found: dict[int, list[ScaleGradient]]) -> list[ScaleGradient]:

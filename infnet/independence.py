@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from infnet._jax import lax_primitives as lax_p
-from infnet._jax import optimization_barrier_p, split_p, stack_p
+from infnet._jax import optimization_barrier_p, split_p, stack_p, tile_p
 from infnet.custom import custom_kernel_p
 from infnet.errors import MONTE_CARLO, BatchAxisError, Where
 from infnet.registry import Rules
@@ -179,7 +179,7 @@ def _refuse_shape(flat: Flat, number: int, what: str) -> NoReturn:
     )
 
 
-@RULES.register(optimization_barrier_p, custom_kernel_p)
+@RULES.register(optimization_barrier_p, custom_kernel_p, lax_p.real_p, lax_p.imag_p, lax_p.conj_p)
 def _same_axis(trace: Trace, equation: Equation, axes: list[int | None]) -> int | None:
     found = {axis for axis in axes if axis is not None}
     return found.pop() if len(found) == 1 else None
@@ -259,6 +259,19 @@ def _broadcast(trace: Trace, equation: Equation, axes: list[int | None]) -> int 
     if axes[0] is None:  # the same value for every example
         return trace.batch_axis[equation.outputs[0]]
     return int(equation.params["broadcast_dimensions"][axes[0]])
+
+
+@RULES.register(tile_p)
+def _tile(trace: Trace, equation: Equation, axes: list[int | None]) -> int | None:
+    if axes[0] is None:  # the same value for every example
+        return trace.batch_axis[equation.outputs[0]]
+    return axes[0] if equation.params["reps"][axes[0]] == 1 else None
+
+
+@RULES.register(lax_p.fft_p)
+def _fft(trace: Trace, equation: Equation, axes: list[int | None]) -> int | None:
+    rank = len(trace.shape(equation.inputs[0]))
+    return _avoids(axes[0], tuple(range(rank - len(equation.params["fft_lengths"]), rank)))
 
 
 @RULES.register(lax_p.slice_p)

@@ -7,6 +7,7 @@ which offsets they need (`needs`), and act on both sides of such a block at once
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from infnet.layout import Layout, Offsets, diagonals, from_sides, masked, to_sides
+from infnet.layout import Layout, Offsets, diagonals, from_sides, masked, restrict, to_sides
 from infnet.primitives.pooling import pooling
 from infnet.primitives.windows import Window, pool_offsets
 
@@ -42,7 +43,9 @@ class IndexMap:
 
     def both(self, moments: Moments, have: Layout, wanted: Layout) -> Moments:
         """The blocks in `wanted`, from those of the operands in `have = needs(wanted)`."""
-        return tuple(self.right(self.left(m, have), self.left_layout(have)) for m in moments)
+        full = Layout.full(self.shape, self.shape)
+        pairs = (self.right(self.left(m, have), self.left_layout(have)) for m in moments)
+        return tuple(restrict(m, full, wanted) for m in pairs)
 
     def left_layout(self, have: Layout) -> Layout:
         """The layout after mapping the left positions of a full block."""
@@ -288,15 +291,99 @@ class Select(IndexMap):
             if held is None:
                 block = _select(block, 2 * k, n, step, first, count)
             elif rows is not None:
-                padding = [(0, 0, 0)] * block.ndim
-                padding[2 * k] = (0, 1, 0)  # a row of zeros for offsets that no two positions have
-                block = lax.pad(block, np.zeros((), block.dtype), padding)
-                index = [held.index(step * d) if step * d in held else len(held) for d in rows]
-                block = jnp.take(block, jnp.asarray(index), axis=2 * k)
+                block = _rows(block, 2 * k, held, [step * d for d in rows])
             block = _select(block, 2 * k + 1, n, step, first, count)
             if held is None and rows is not None:
                 block = diagonals(block, 2 * k, count, rows)
         return block
+
+
+@dataclass(frozen=True)
+class Spread(IndexMap):
+    """Zeros between positions: position i of axis k becomes position `factors[k] * i`."""
+
+    factors: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the result."""
+        return tuple((n - 1) * f + 1 for n, f in zip(self.sizes, self.factors, strict=True))
+
+    def side(self, array: jax.Array) -> jax.Array:
+        """Pad between the elements of the leading axes."""
+        return _spread(array, dict(enumerate(self.factors)))
+
+    def needs(self, wanted: Layout) -> Layout:
+        """Offsets are divided by the factor; between others there are zeros."""
+        offsets: list[Offsets] = []
+        for n, f, d in zip(self.sizes, self.factors, wanted.offsets, strict=True):
+            divided = None if d is None else tuple(sorted(k // f for k in d if k % f == 0 and abs(k // f) < n)) or (0,)
+            offsets.append(divided if divided is None or len(divided) < n or divided == (0,) else None)
+        return Layout(self.sizes, self.sizes, tuple(offsets))
+
+    def both(self, moments: Moments, have: Layout, wanted: Layout) -> Moments:
+        """Spread positions, and rows of offsets."""
+        return tuple(self._both(m, have, wanted) for m in moments)
+
+    def _both(self, block: jax.Array, have: Layout, wanted: Layout) -> jax.Array:
+        for k, (f, n) in enumerate(zip(self.factors, self.shape, strict=True)):
+            held, rows = have.offsets[k], wanted.offsets[k]
+            if f == 1 and held == rows:
+                continue
+            if held is not None and rows is not None:
+                block = _rows(block, 2 * k, held, [None if d % f else d // f for d in rows])
+                block = _spread(block, {2 * k + 1: f})
+            else:
+                block = _spread(block, {2 * k: f, 2 * k + 1: f})
+                block = block if rows is None else diagonals(block, 2 * k, n, rows)
+        return block
+
+
+@dataclass(frozen=True)
+class Filter(IndexMap):
+    """Constant filters over windows of positions; a last axis, of size `count`, tells the filters apart.
+
+    `entries`: the filters `[count, *window sizes]`, float64 in row-major order, as bytes.
+    """
+
+    windows: tuple[Window, ...]
+    count: int
+    entries: bytes
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the result."""
+        return (*(w.output_size(n) for w, n in zip(self.windows, self.sizes, strict=True)), self.count)
+
+    def side(self, array: jax.Array) -> jax.Array:
+        """Convolve the leading axes."""
+        k, rest = len(self.sizes), array.shape[len(self.sizes) :]
+        images = jnp.moveaxis(array.reshape((*self.sizes, 1, -1)), (-1, -2), (0, 1))
+        filters = np.frombuffer(self.entries).reshape(self.count, 1, *(w.size for w in self.windows))
+        filtered = lax.conv_general_dilated(
+            images,
+            jnp.asarray(filters.astype(array.dtype)),
+            [w.stride for w in self.windows],
+            [(w.low, w.high) for w in self.windows],
+            rhs_dilation=[w.dilation for w in self.windows],
+            precision=lax.Precision.HIGHEST,
+        )
+        return jnp.moveaxis(filtered, (0, 1), (k + 1, k)).reshape((*self.shape, *rest))
+
+
+def _rows(block: jax.Array, r: int, held: tuple[int, ...], wanted: Sequence[int | None]) -> jax.Array:
+    """The rows of these offsets out of those held; zeros for offsets that no two positions have."""
+    padding = [(0, 0, 0)] * block.ndim
+    padding[r] = (0, 1, 0)
+    block = lax.pad(block, np.zeros((), block.dtype), padding)
+    index = [held.index(d) if d in held else len(held) for d in wanted]
+    return jnp.take(block, jnp.asarray(index), axis=r)
+
+
+def _spread(array: jax.Array, factors: Mapping[int, int]) -> jax.Array:
+    """The array with zeros between the elements of some axes."""
+    padding = [(0, 0, factors.get(axis, 1) - 1) for axis in range(array.ndim)]
+    return lax.pad(array, np.zeros((), array.dtype), padding)
 
 
 def _select(array: jax.Array, axis: int, n: int, step: int, first: int, count: int) -> jax.Array:

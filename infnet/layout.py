@@ -135,6 +135,15 @@ def coincident(layout: Layout, axes: Sequence[int] | None = None) -> np.ndarray:
     return mask
 
 
+def spread_coincident(block: jax.Array, have: Layout, want: Layout) -> jax.Array:
+    """A block in `have`, which may hold the diagonal of a pair of axes alone, in `want`: with zeros elsewhere."""
+    for axis, (held, wanted) in enumerate(zip(have.offsets, want.offsets, strict=True)):
+        if held != wanted:
+            pair = tuple((0,) if k != axis else d for k, d in enumerate(want.offsets))
+            block = jnp.where(coincident(Layout(want.left, want.right, pair)), block, 0)
+    return block
+
+
 def _on_axis(rows: np.ndarray, axis: int, ndim: int) -> np.ndarray:
     shape = [1] * ndim
     shape[2 * axis : 2 * axis + 2] = rows.shape

@@ -17,7 +17,7 @@ import jax
 
 from infnet.errors import Where
 from infnet.layout import Layout
-from infnet.program import Aggregation, Field, KnownNode, Node, Sum
+from infnet.program import Aggregation, Field, KnownNode, Lookup, Node, Sum, meet, shifted
 
 Side = tuple[int, int]  # which example (1 or 2) the left and the right feature are evaluated on
 
@@ -64,7 +64,7 @@ class Ask:
     def independent(self) -> bool:
         """Whether u_c and v_(c + shift) have no parameter in common at the top: then they are independent."""
         # u_c reads row c + start of a parameter, and v_(c + shift) reads row c + shift + start.
-        return not any((key, start + self.shift) in self.u.leaves for key, start in self.v.leaves)
+        return not meet(self.u.leaves, shifted(self.v.leaves, self.shift))
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,8 @@ def fields(request: Request) -> list[tuple[Field, int]]:
             found.extend((t.coefficient, side) for t in node.terms if isinstance(t.coefficient, Field))
         elif isinstance(node, Aggregation):
             found.append((node.matrix, side))
+        elif isinstance(node, Lookup):
+            found.append((node.indices, side))
     return found
 
 

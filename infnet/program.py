@@ -9,8 +9,11 @@ channels: every moment of a node is a function of index positions alone, which i
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from infnet.activations import Activation
 from infnet.custom import custom_kernel
@@ -33,6 +36,23 @@ class ParamKey:
 
     leaf: int
     slices: tuple[tuple[int, int, int], ...] = ()  # (axis, start, stop) of the axes that are cut
+
+
+Leaf = tuple[ParamKey, int | None]  # and the channel offset at which it is read; None if several channels are read
+
+
+def shifted(leaves: Iterable[Leaf], shift: int) -> frozenset[Leaf]:
+    """The leaves of channel c + shift."""
+    return frozenset((key, None if start is None else start + shift) for key, start in leaves)
+
+
+def meet(one: Iterable[Leaf], two: Iterable[Leaf]) -> bool:
+    """Whether two sets of leaves have an element of a parameter in common."""
+    rows: dict[ParamKey, set[int | None]] = {}
+    for key, start in one:
+        rows.setdefault(key, set()).add(start)
+    shared = [(rows[key], start) for key, start in two if key in rows]
+    return any(start is None or None in own or start in own for own, start in shared)
 
 
 @dataclass(frozen=True)
@@ -58,16 +78,40 @@ class Known:
 
 
 @dataclass(frozen=True)
-class Param:
-    """A parameter times `scale` plus `offset`: `factors[d]` lists the leaf axes, with sizes, that axis d is made of.
+class Mask:
+    """Constants that multiply a parameter, with one axis for each of its array: of size 1 where they do not vary.
 
-    An axis of the array that is longer than its factors repeats the parameter.
+    `entries`: float64 in row-major order, as bytes: masks with the same numbers are the same.
+    """
+
+    shape: tuple[int, ...]
+    entries: bytes
+
+    @classmethod
+    def of(cls, array: np.ndarray) -> Mask:
+        """The mask with these numbers."""
+        return cls(array.shape, np.ascontiguousarray(array, np.float64).tobytes())
+
+    @property
+    def array(self) -> np.ndarray:
+        """The numbers."""
+        return np.frombuffer(self.entries).reshape(self.shape)
+
+
+@dataclass(frozen=True)
+class Param:
+    """A parameter times the number `scale`, and times the array `mask` if there is one, plus `offset`.
+
+    `factors[d]` lists the leaf axes, with sizes, that axis d is made of: `axis` for a whole axis of the parameter's
+    array, `("reversed", axis)` for one that is read backwards, other names for parts of one. An axis of the array that
+    is longer than its factors repeats the parameter.
     """
 
     key: ParamKey
     factors: tuple[tuple[tuple[Any, int], ...], ...]
     scale: float = 1.0
     offset: float = 0.0
+    mask: Mask | None = None
 
 
 @dataclass(frozen=True)
@@ -112,8 +156,9 @@ class Node:
         index: order of creation, so that a node's operands have smaller numbers.
         sizes: of its index axes.
         where: the operation that made it.
-        leaves: the parameters (and the channel offset at which they are read) that make it random, once everything
-            below is deterministic. Fields with disjoint leaves are independent at infinite width.
+        leaves: the parameters (and the channel offset at which they are read, None if channels are read at several)
+            that make it random, once everything below is deterministic. Fields with disjoint leaves are independent
+            at infinite width.
         gaussian: jointly Gaussian with all other Gaussian nodes, at infinite width.
         zero_mean: the mean is zero for every input.
         uniform: all channels have the same law.
@@ -123,7 +168,7 @@ class Node:
     index: int
     sizes: tuple[int, ...]
     where: Where
-    leaves: frozenset[tuple[ParamKey, int]] = field(repr=False)
+    leaves: frozenset[Leaf] = field(repr=False)
     gaussian: bool
     zero_mean: bool
     uniform: bool = True
@@ -161,18 +206,58 @@ class Contraction(Node):
     # The axis of the parameter array behind each index axis of the operand: None if there is none, -1 if it is
     # not one whole axis.
     weight_axes: tuple[int | None, ...] = field(kw_only=True)
+    # The index axes of the operand along which every position has a weight of its own.
+    own_weights: frozenset[int] = field(kw_only=True, default=frozenset())
+
+
+@dataclass(frozen=True, eq=False)
+class GroupedConvolution(Contraction):
+    """A depthwise or grouped convolution: every `channels` channels of `operand`, a group, have weights of their own.
+
+    Groups do not become larger as the network becomes wide, so this is a Gaussian field of random variance.
+    """
+
+
+@dataclass(frozen=True, eq=False)
+class Unfolded(Node):
+    """Channels as positions: the index axes after those of `operand` step through its channels.
+
+    Channel c at the positions p of the new axes is channel `start + sum(steps * p) + stride * c` of `operand`.
+    """
+
+    operand: Node = field(kw_only=True)
+    start: int = field(kw_only=True)
+    steps: tuple[int, ...] = field(kw_only=True)
+    stride: int = field(kw_only=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Lookup(Node):
+    """Rows of a parameter at Known indices: an embedding.
+
+    Attributes:
+        param: the table.
+        indices: which row is read at each position.
+        rows: of the table.
+        outside: what the model reads at an index that is not one of a row: the nearest row (None), or this number.
+    """
+
+    param: Param = field(kw_only=True)
+    indices: Field = field(kw_only=True)
+    rows: int = field(kw_only=True)
+    outside: float | None = field(kw_only=True)
 
 
 @dataclass(frozen=True, eq=False)
 class Elementwise(Node):
     """A scalar function of one field: what it was recognised as, or the error that says why it was not.
 
-    `gradients`: of the operand in the trained scales that multiply it, see `rules.trained_scales`.
+    `gradients`: of the operand in the trained scales that multiply it; None where infnet has no rule for them.
     """
 
     operand: Node = field(kw_only=True)
     activation: Activation | UnsupportedError = field(kw_only=True)
-    gradients: tuple[ScaleGradient, ...] = field(kw_only=True, default=())
+    gradients: tuple[ScaleGradient, ...] | None = field(kw_only=True, default=())
 
 
 @dataclass(frozen=True, eq=False)

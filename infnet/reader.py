@@ -33,6 +33,7 @@ from infnet.program import (
     Sum,
     Term,
     Value,
+    shifted,
 )
 from infnet.registry import Rules
 from infnet.trace import Equation
@@ -258,7 +259,7 @@ class Reader:
             Sum,
             sizes=sizes,
             where=where,
-            leaves=frozenset((key, start + t.start) for t in terms for key, start in t.node.leaves),
+            leaves=frozenset(leaf for t in terms for leaf in shifted(t.node.leaves, t.start)),
             gaussian=all(t.node.gaussian for t in terms),
             zero_mean=all(t.node.zero_mean for t in terms),
             uniform=not varying and all(t.node.uniform for t in terms),
@@ -320,8 +321,15 @@ class Reader:
         return param
 
     def check_uniform(self, equation: Equation, param: Param, axes: Sequence[int | None]) -> None:
-        """Raise unless the prior of a parameter varies along these axes of its array at most."""
-        shape = self.varying.get(param.key.leaf, ())
+        """Raise unless the prior of a parameter, and its mask, vary along these axes of its array at most."""
+        if param.mask and any(n > 1 and axis not in axes for axis, n in enumerate(param.mask.shape)):
+            self.refuse(
+                equation,
+                "a parameter times constants that vary along channels",
+                "the channels of a layer must all have the same law, to become infinitely many",
+                "use a mask that is the same for all channels; or " + MONTE_CARLO,
+            )
+        shape = self.varying.get(param.key.leaf, param.mask.shape if param.mask else ())
         if shape and param.key.slices:
             self.refuse(
                 equation, "a slice of a parameter whose elements differ in law", "infnet has no rule for this yet"
@@ -365,6 +373,10 @@ REASONS: dict[Primitive, tuple[str, str]] = {
     lax_p.reduce_max_p: (
         "the maximum over an axis (in a softmax, over channels or positions) has no closed-form law at infinite width",
         f"drop the softmax (the kernel of the logits is usually what is wanted); or {MONTE_CARLO}",
+    ),
+    lax_p.fft_p: (
+        "its result is complex, and kernels are those of real features",
+        f"multiply by the real and the imaginary part of the Fourier matrix (`jnp.einsum`); or {MONTE_CARLO}",
     ),
 }
 

@@ -131,3 +131,9 @@ def extrapolate(
         errors.append([r.std(0, ddof=1) / np.sqrt(count) for r in ratios])
     fits = zip(np.swapaxes(means, 0, 1), np.swapaxes(errors, 0, 1), strict=True)
     return Kernels(*(fit_inverse_width(widths, m, e) for m, e in fits))
+
+
+def assert_ratio_is_one(fit: Fit, *, largest_error: float = 0.01) -> None:
+    """Within 4 standard errors, none of which is large enough to hide a mistake."""
+    assert fit.standard_error.max() <= largest_error
+    assert np.abs(fit.z_scores(1.0)).max() <= 4.0, (fit.value, fit.standard_error)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import extrapolate, finite_width_kernels, fit_inverse_width
+from oracles import assert_ratio_is_one, extrapolate, finite_width_kernels, fit_inverse_width
 from references import inputs
 from zoo import BY_NAME
 
@@ -57,12 +57,6 @@ def examples(case):
 def sampled(case, outputs=OUTPUTS):
     """What makes a network of the zoo, for `extrapolate`: in float32, whose rounding is far below the noise."""
     return functools.partial(case.make, outputs=outputs, dtype=jnp.float32)
-
-
-def assert_ratio_is_one(fit, *, largest_error=0.01):
-    """Within 4 standard errors, none of which is large enough to hide a mistake."""
-    assert fit.standard_error.max() <= largest_error
-    assert np.abs(fit.z_scores(1.0)).max() <= 4.0, (fit.value, fit.standard_error)
 
 
 @pytest.mark.parametrize("name", AGAINST_ENGINE)

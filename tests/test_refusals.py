@@ -136,7 +136,7 @@ REFUSED = [
     (Softmax, VECTOR, UnsupportedError, "reduce_max", "softmax"),
     (SumOfRelus, VECTOR, NonGaussianError, "relu", "Dense or Conv layer between"),
     (TokenMixing, SEQUENCE, UnsupportedError, "dot_general", "sampling finite networks"),
-    (Depthwise, IMAGE, UnsupportedError, "conv_general_dilated", "feature_group_count=1"),
+    (Depthwise, IMAGE, NonGaussianError, "relu", "Dense or Conv layer between"),
     (TransposedReuse, VECTOR, UnsupportedError, "dot_general", "a parameter of its own"),
     (Quotient, VECTOR, UnsupportedError, "div", "sampling finite networks"),
     (KinkedTanh, VECTOR, UnsupportedError, "tanh", "closed form"),
@@ -222,14 +222,3 @@ def test_a_model_that_fails_on_its_input_is_an_explained_error():
             infnet.Prior(0.0, 1.0, shape=(5, 1), dtype=jnp.float32),
             VECTOR,
         )
-
-
-def test_several_outputs_ask_for_one():
-    class TwoHeads(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            return {"a": nn.Dense(2)(x), "b": nn.Dense(3)(x)}
-
-    with pytest.raises(InputError, match="output="):
-        infnet_flax.kernel_fn(TwoHeads(), VECTOR)
-    assert infnet_flax.kernel_fn(TwoHeads(), VECTOR, output=lambda y: y["b"])(VECTOR).width == 3

@@ -45,6 +45,12 @@ def pool(x):
     return nn.avg_pool(x, (3, 2), strides=(2, 1), padding=((1, 0), (0, 1)))
 
 
+def blur(x):
+    numbers, channels = ("NHWC", "HWIO", "NHWC"), x.shape[-1]
+    kernel = np.broadcast_to(RNG_MATRIX[:3, :2, None, None], (3, 2, 1, channels))
+    return jax.lax.conv_general_dilated(x, kernel, (2, 1), "SAME", None, (1, 2), numbers, channels)
+
+
 OPERATIONS = {
     "slice": lambda x: x[:, 1:5, :3],
     "strided slice": lambda x: x[:, 1::2],
@@ -84,6 +90,10 @@ OPERATIONS = {
     "take": lambda x: jnp.take(x, np.array([3, 0, 0, 5]), axis=1),
     "index": lambda x: x[:, :, np.array([-1, 1])],
     "index once": lambda x: x[:, 2],
+    "tile": lambda x: jnp.tile(x, (1, 2, 1, 1)),
+    "roll": lambda x: jnp.roll(x, (1, -1), (1, 2)),
+    "pad between": lambda x: jax.lax.pad(x, 0.0, ((0, 0, 0), (1, 0, 1), (-2, 1, 2), (0, 0, 0))),
+    "blur": lambda x: blur(x),
     "pad, pool, slice": lambda x: pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))))[:, ::2],
 }
 

@@ -11,6 +11,7 @@ exactly those of Gaussian priors. `make(width_multiplier)` scales all hidden wid
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -119,6 +120,37 @@ class ConvGlobalPool(nn.Module):
         x = nn.relu(nn.Conv(self.width, (3, 3), self.strides, **options)(x))
         x = jnp.mean(x, axis=(1, 2))
         return nn.Dense(self.outputs, **options)(x)
+
+
+class Upsampled(nn.Module):
+    """Two transposed convolutions, averaged over the larger image."""
+
+    width: int
+    outputs: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x):
+        options = settings(self.dtype)
+        x = nn.relu(nn.ConvTranspose(self.width, (3, 2), (2, 2), **options)(x))
+        x = nn.relu(nn.ConvTranspose(self.width, (2, 3), (1, 2), "VALID", **options)(x))
+        return nn.Dense(self.outputs, **options)(jnp.mean(x, axis=(1, 2)))
+
+
+class Local(nn.Module):
+    """Two locally connected layers, read out at every pixel."""
+
+    width: int
+    outputs: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x):
+        for strides in ((1, 1), (2, 1)):
+            # The initialiser takes the pixels of a local filter for inputs of a neuron.
+            init = nn.initializers.normal(W_STD / math.sqrt(3 * 2 * x.shape[-1]))
+            x = nn.relu(nn.ConvLocal(self.width, (3, 2), strides, **settings(self.dtype, kernel_init=init))(x))
+        return nn.Dense(self.outputs, **settings(self.dtype))(x.reshape((x.shape[0], -1)))
 
 
 class ResidualMLP(nn.Module):
@@ -300,6 +332,8 @@ CASES = [
         notes="SAME with strides pads an even extent on one side only",
     ),
     Case("conv_no_bias_global_pool", with_options(ConvGlobalPool, use_bias=False), IMAGE, width=16),
+    Case("conv_transpose_global_pool", Upsampled, (4, 3, 3), width=16),
+    Case("conv_local", Local, (5, 4, 3), width=16),
     Case("residual_mlp", ResidualMLP, VECTOR),
     Case("residual_conv_global_pool", ResidualConv, IMAGE, width=16),
     Case("sequential", sequential, VECTOR),

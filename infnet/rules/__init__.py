@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import infnet.rules.contraction
+import infnet.rules.convolution
 import infnet.rules.custom
 import infnet.rules.index_linear
 from infnet.independence import Trace
@@ -17,7 +18,7 @@ from infnet.rules.channel_sums import read_known
 from infnet.rules.elementwise import read_elementwise, refuse_param
 from infnet.rules.moments import rule as rule
 from infnet.rules.outputs import read_outputs
-from infnet.trace import is_elementwise
+from infnet.trace import Equation, is_elementwise
 
 
 def read(
@@ -43,6 +44,7 @@ def read(
     reader = Reader(trace, nonzero_mean, varying, constant)
     for equation in needed_equations(trace, trace.outputs):
         reader.producer.update(dict.fromkeys(equation.outputs, equation))
+        _check_not_empty(reader, equation)
         if all(isinstance(reader.values[v], Known) for v in equation.inputs):
             read_known(reader, equation)
         elif is_elementwise(equation.source):
@@ -54,3 +56,14 @@ def read(
         else:
             reader.refuse_operation(equation)
     return Program(trace, read_outputs(reader, cross), frozenset(reader.fixed_scales))
+
+
+def _check_not_empty(reader: Reader, equation: Equation) -> None:
+    random = any(not isinstance(reader.values[v], Known) for v in equation.inputs)
+    if random and any(0 in reader.shape(v) for v in equation.outputs):
+        reader.refuse(
+            equation,
+            "a result without any position or channel",
+            "there is nothing that a kernel could be of",
+            "keep at least one of each axis",
+        )

@@ -17,8 +17,8 @@ from infnet.plan import Ask, Moments, Step, ask, variance
 from infnet.primitives.stored import stored
 from infnet.program import Custom, Feature, Node, Param, Segment
 from infnet.reader import READS, Reader
-from infnet.rules.contraction import input_feature, new_channels
-from infnet.rules.rearrange import in_dim_order
+from infnet.rules.contraction import input_feature
+from infnet.rules.rearrange import in_dim_order, new_channels
 from infnet.trace import Equation
 
 

@@ -13,6 +13,7 @@ from infnet._jax import lax_primitives as lax_p
 from infnet.errors import MONTE_CARLO
 from infnet.program import Feature, Known, Param, ScaledParam
 from infnet.reader import Reader
+from infnet.rules.masks import times_constants
 from infnet.rules.products import read_maximum, read_product
 from infnet.rules.sums import combine, scale
 from infnet.rules.trained_scales import read_scaled
@@ -139,6 +140,8 @@ def _read_param(reader: Reader, equation: Equation) -> None:
             refuse_param(reader, equation)
         scale, offset = affine
         reader.values[out] = replace(value, scale=scale * value.scale, offset=scale * value.offset + offset)
+    elif isinstance(value, Param) and (masked := times_constants(reader, equation, value, places[0])):
+        reader.values[out] = masked
     elif power and other is not None:
         factors = ((other, power),)
         param, before = (value.param, value.factors) if isinstance(value, ScaledParam) else (var, ())

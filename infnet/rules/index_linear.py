@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from infnet._jax import lax_primitives as lax_p
 from infnet._jax import split_p, stack_p
 from infnet.errors import MONTE_CARLO
-from infnet.index_maps import IndexMap, Pool, Select, Total
+from infnet.index_maps import IndexMap, Pool, Select, Spread, Total
 from infnet.primitives.windows import Window
-from infnet.program import Atom, Feature, Known, Param, Segment
+from infnet.program import Atom, Feature, Param, Segment
 from infnet.reader import READS, Reader
 from infnet.rules.channel_sums import read_channel_sum
 from infnet.rules.rearrange import in_dim_order, index_linear, split_index_axes, with_unit_axes
-from infnet.rules.sums import combine, concatenate_channels, merge_segments
+from infnet.rules.sums import combine, concatenate_channels, merge_segments, place_in
 from infnet.trace import Equation
 
 Range = tuple[int, int, int]  # step, first, count
@@ -42,11 +43,21 @@ def read_split(reader: Reader, equation: Equation) -> None:
 
 @READS.register(lax_p.rev_p)
 def read_rev(reader: Reader, equation: Equation) -> None:
-    """Flips."""
+    """Flips: of positions, or of the axes of a parameter, which is then another arrangement of equal elements."""
     flipped = equation.params["dimensions"]
-    shape = reader.shape(equation.inputs[0])
+    shape, value = reader.shape(equation.inputs[0]), reader.values[equation.inputs[0]]
+    if isinstance(value, Param):
+        factors = (tuple(map(_reversed, f)) if d in flipped else f for d, f in enumerate(value.factors))
+        reader.values[equation.outputs[0]] = replace(value, factors=tuple(factors))
+        return
     ranges = [(-1, n - 1, n) if d in flipped else (1, 0, n) for d, n in enumerate(shape)]
     _select(reader, equation, equation.outputs[0], ranges)
+
+
+def _reversed(factor: tuple[Any, int]) -> tuple[Any, int]:
+    name, size = factor
+    back = isinstance(name, tuple) and name[0] == "reversed"
+    return (name[1] if back else ("reversed", name)), size
 
 
 @READS.register(lax_p.pad_p)
@@ -55,11 +66,23 @@ def read_pad(reader: Reader, equation: Equation) -> None:
     if reader.constant(equation.inputs[1]) != 0.0:
         reader.refuse(equation, "padding with values other than zero", "infnet has no rule for this yet")
     config = [tuple(map(int, c)) for c in equation.params["padding_config"]]
-    if any(interior for _, _, interior in config):
-        reader.refuse(equation, "padding between elements", "infnet has no rule for this yet")
-    shape = reader.shape(equation.outputs[0])
-    ranges = [(1, -low, n) for (low, _, _), n in zip(config, shape, strict=True)]
-    _select(reader, equation, equation.outputs[0], ranges)
+    (out,) = equation.outputs
+    ranges = [(1, -low, n) for (low, _, _), n in zip(config, reader.shape(out), strict=True)]
+    if not any(interior for *_, interior in config):
+        _select(reader, equation, out, ranges)
+        return
+    padded = [d for d, c in enumerate(config) if any(c)]
+    feature = with_whole_axes(reader, equation, equation.inputs[0], padded)
+    if any(a.is_channel for d in padded for a in feature.dims[d]):
+        reader.refuse(equation, "channels are padded", "channels without weights are not like the others")
+    number = {d: feature.dims[d][0].number for d in padded}
+    factors, picks = [1] * len(feature.sizes), {number[d]: ranges[d] for d in padded}
+    for d in padded:
+        factors[number[d]] += config[d][2]
+    spread = Spread(feature.sizes, tuple(factors))
+    feature = replace(feature, segments=mapped(reader, equation, feature, spread, "pad", out))
+    pick = Select(spread.shape, tuple(picks.get(k, (1, 0, n)) for k, n in enumerate(spread.shape)))
+    reader.values[out] = replace(feature, segments=mapped(reader, equation, feature, pick, "pad", out), base=out)
 
 
 def _select(reader: Reader, equation: Equation, out: int, ranges: Sequence[Range]) -> None:
@@ -175,15 +198,17 @@ def read_pool(reader: Reader, equation: Equation) -> None:
 def read_concatenate(reader: Reader, equation: Equation) -> None:
     """Concatenation of channels (segments side by side) or of positions (a sum of padded parts)."""
     axis = equation.params["dimension"]
-    if any(isinstance(reader.values[v], Param) for v in equation.inputs):
-        reader.refuse(equation, "a parameter is concatenated with something else", "infnet has no rule for this yet")
+    if not any(_is_feature(reader, v) for v in equation.inputs):
+        why = "the result is not one parameter, and not yet a feature with channels"
+        reader.refuse(equation, "parameters are concatenated", why, "use one parameter, or concatenate features")
     features = {v: with_whole_axes(reader, equation, v, [axis]) for v in equation.inputs if _is_feature(reader, v)}
     along_channels = any(a.is_channel for f in features.values() for a in f.dims[axis])
     if along_channels or not any(f.channels for f in features.values()):
         concatenate_channels(reader, equation, axis)
         return
-    if any(isinstance(reader.values[v], Known) for v in equation.inputs):
-        reader.refuse(equation, "inputs are concatenated to positions of a feature", "infnet has no rule for this yet")
+    for var in equation.inputs:
+        if var not in features:
+            features[var] = place_in(reader, equation, var, axis, [v for v in features if _is_feature(reader, v)])
     parts = [(features[v], reader.shape(v)[axis]) for v in equation.inputs]
     _concatenate_positions(reader, equation, parts, axis)
 
@@ -235,7 +260,11 @@ def _feature(reader: Reader, equation: Equation, var: int) -> Feature:
 
 def with_whole_axes(reader: Reader, equation: Equation, var: int, touched: Sequence[int]) -> Feature:
     """The settled feature with one atom on each of the touched array axes."""
-    feature = _feature(reader, equation, var)
+    return whole_axes(reader, equation, _feature(reader, equation, var), touched, var)
+
+
+def whole_axes(reader: Reader, equation: Equation, feature: Feature, touched: Sequence[int], var: int) -> Feature:
+    """The feature with one atom on each of the touched axes of the array `var`."""
     if all(len([a for a in feature.dims[d] if feature.size(a) > 1]) <= 1 for d in touched):
         return with_unit_axes(reader, in_dim_order(reader, feature, var), touched, var)
     if any(a.is_channel for d in touched for a in feature.dims[d]):
@@ -256,7 +285,7 @@ def with_whole_axes(reader: Reader, equation: Equation, var: int, touched: Seque
         dims.append((*(Atom(False, count + k) for k in range(len(index))), *channels))
         count += len(index)
     merged = split_index_axes(reader, feature, tuple(sizes), var)
-    return Feature(tuple(dims), merged.channels, merged.segments, var)
+    return with_unit_axes(reader, Feature(tuple(dims), merged.channels, merged.segments, var), touched, var)
 
 
 def mapped(

@@ -7,9 +7,10 @@ import numpy as np
 from infnet._jax import lax_primitives as lax_p
 from infnet.errors import MONTE_CARLO
 from infnet.index_maps import Matrix, Total
-from infnet.program import Atom, Feature
+from infnet.program import Atom, Feature, Param
 from infnet.reader import READS, Reader
 from infnet.rules.index_linear import mapped, with_whole_axes
+from infnet.rules.lookup import read_lookup
 from infnet.trace import Equation
 
 Dims = tuple[tuple[Atom, ...], ...]
@@ -52,8 +53,11 @@ def read_matrix(reader: Reader, equation: Equation, constant: int) -> None:
 
 @READS.register(lax_p.gather_p)
 def read_gather(reader: Reader, equation: Equation) -> None:
-    """Positions at constant indices along one axis, `x[:, [2, 0, 1]]`."""
+    """Rows of a parameter, or positions of a feature at constant indices along one axis, `x[:, [2, 0, 1]]`."""
     (x, indices), numbers = equation.inputs, equation.params["dimension_numbers"]
+    if isinstance(reader.values[x], Param):
+        read_lookup(reader, equation)
+        return
     shape, wanted = reader.shape(x), reader.constant_array(indices) if isinstance(reader.values[x], Feature) else None
     if wanted is None:
         reader.refuse_operation(equation)
@@ -76,10 +80,6 @@ def read_gather(reader: Reader, equation: Equation) -> None:
 
 def _times(reader: Reader, equation: Equation, var: int, axis: int, matrix: np.ndarray) -> Feature:
     """The feature with a matrix `[rows, positions]` applied to an axis."""
-    if not matrix.size:
-        reader.refuse(
-            equation, "a result without any position", "there is nothing that a kernel could be of", "keep positions"
-        )
     feature = with_whole_axes(reader, equation, var, [axis])
     (atom,) = feature.dims[axis]
     if atom.is_channel:

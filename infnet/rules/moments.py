@@ -6,7 +6,7 @@ moments come from the kernel primitives.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,21 +23,28 @@ from infnet.program import (
     Custom,
     Elementwise,
     Field,
+    GroupedConvolution,
     IndexLinear,
     KnownNode,
+    Lookup,
+    Node,
     OneNode,
     ParamNode,
     Product,
     Scaled,
     Sum,
+    Unfolded,
 )
 from infnet.rules.channel_sums import channel_sum_step
 from infnet.rules.contraction import contraction_step
+from infnet.rules.convolution import grouped_step
 from infnet.rules.custom import custom_step
 from infnet.rules.linear import LINEAR, index_map, linear_step
+from infnet.rules.lookup import lookup_step
 from infnet.rules.nonlinear import mean_of_elementwise, mixed_step, nonlinear_step
 from infnet.rules.products import mean_of_product, product_step
 from infnet.rules.trained_scales import mean_of_scaled
+from infnet.rules.unfold import mean_of_unfolded, unfolded_step
 
 
 def rule(request: Request) -> Step:
@@ -65,13 +72,10 @@ def _rule(request: Request) -> Step:
         return linear_step(request)
     if isinstance(u, Product) or isinstance(v, Product):
         return product_step(request)
-    if isinstance(u, Contraction) and isinstance(v, Contraction):
-        return contraction_step(request, u, v)
-    if isinstance(u, ParamNode) and isinstance(v, ParamNode):
-        return _added_param(request, u, v)
-    if isinstance(u, Elementwise) and isinstance(v, Elementwise):
-        return nonlinear_step(request, u, v)
-    return mixed_step(request)
+    if isinstance(u, GroupedConvolution) or isinstance(v, GroupedConvolution):
+        return grouped_step(request, u, v) or mixed_step(request)
+    step = OF_A_KIND.get(type(u)) if type(u) is type(v) else None
+    return step(request, u, v) if step else mixed_step(request)
 
 
 # Inputs and independent fields
@@ -123,30 +127,24 @@ def _added_param(request: Ask, u: ParamNode, v: ParamNode) -> Step:
     return Step(request, "bias", u.where, (), evaluate)
 
 
+# The joint moment of two atoms of one kind.
+OF_A_KIND: dict[type[Node], Callable[[Ask, Any, Any], Step]] = {
+    Contraction: contraction_step,
+    ParamNode: _added_param,
+    Elementwise: nonlinear_step,
+    Lookup: lookup_step,
+    Unfolded: unfolded_step,
+}
+
+
 # Means
 
 
 def mean_step(request: AskMean) -> Step:
     """The mean of a node, at every position: an array of its sizes."""
     u = request.u
-    if isinstance(u, Sum):
-        return _mean_of_sum(request, u)
-    if isinstance(u, ChannelSum):
-        return channel_sum_step(request, u)
-    if isinstance(u, Product):
-        return mean_of_product(request, u)
-    if isinstance(u, Scaled):
-        return mean_of_scaled(request, u)
-    if isinstance(u, IndexLinear | Aggregation):
-        return Step(
-            request,
-            u.rule,
-            u.where,
-            (AskMean(u.operand, request.side),),
-            lambda context, results: index_map(context, u, request.side).side(results[0]),
-        )
-    if isinstance(u, Elementwise):
-        return mean_of_elementwise(request, u)
+    if type(u) in MEANS:
+        return MEANS[type(u)](request, u)
     if isinstance(u, Custom) and not u.zero_mean:
         raise UnsupportedError(
             f"the mean of `{u.operation!r}`",
@@ -159,10 +157,17 @@ def mean_step(request: AskMean) -> Step:
         if isinstance(u, KnownNode):
             values = context.read(u.field, request.side).mean(-1)
             return jnp.broadcast_to(values, u.sizes)
-        number = 1.0 if isinstance(u, OneNode) else context.mean(u.param) if isinstance(u, ParamNode) else 0.0
+        number = 1.0 if isinstance(u, OneNode) else context.mean(u.param) if isinstance(u, ParamNode | Lookup) else 0.0
         return jnp.full(u.sizes, number, context.dtype)
 
     return Step(request, "mean", u.where, (), evaluate)
+
+
+def _mean_of_mapped(request: AskMean, node: IndexLinear | Aggregation) -> Step:
+    def evaluate(context: Any, results: Sequence[Any]) -> jax.Array:
+        return index_map(context, node, request.side).side(results[0])
+
+    return Step(request, node.rule, node.where, (AskMean(node.operand, request.side),), evaluate)
 
 
 def _mean_of_sum(request: AskMean, node: Sum) -> Step:
@@ -182,3 +187,15 @@ def _mean_of_sum(request: AskMean, node: Sum) -> Step:
 
     needs = tuple(AskMean(t.node, request.side) for t in node.terms)
     return Step(request, "mean", node.where, needs, evaluate)
+
+
+MEANS: dict[type[Node], Callable[[AskMean, Any], Step]] = {
+    Sum: _mean_of_sum,
+    IndexLinear: _mean_of_mapped,
+    Aggregation: _mean_of_mapped,
+    Scaled: mean_of_scaled,
+    Product: mean_of_product,
+    Elementwise: mean_of_elementwise,
+    Unfolded: mean_of_unfolded,
+    ChannelSum: channel_sum_step,
+}

@@ -27,13 +27,11 @@ from infnet.activations import recognise
 from infnet.errors import MONTE_CARLO, NonGaussianError, UnsupportedError
 from infnet.layout import Layout, filled, spread_left, spread_right
 from infnet.plan import Ask, AskMean, Moments, Request, Step, ask
-from infnet.program import Feature, Node, ParamKey, Product, Segment, Term
+from infnet.program import Feature, Leaf, Node, Product, Segment, Term, meet, shifted
 from infnet.reader import Reader
 from infnet.rules.sums import aligned, combine, common_template, cuts, index_sizes, segment_at, with_template
 from infnet.rules.trained_scales import refuse_ntk
 from infnet.trace import Equation
-
-Leaves = frozenset[tuple[ParamKey, int]]
 
 
 def read_product(reader: Reader, equation: Equation) -> None:
@@ -55,7 +53,7 @@ def read_product(reader: Reader, equation: Equation) -> None:
 
 def _product(reader: Reader, equation: Equation, left: Segment, right: Segment) -> Product:
     a, b = Factor(left.node, left.start), Factor(right.node, right.start)
-    apart = a.leaves.isdisjoint(b.leaves)
+    apart = not meet(a.leaves, b.leaves)
     return reader.new(
         Product,
         sizes=left.node.sizes,
@@ -94,9 +92,9 @@ class Factor(NamedTuple):
     start: int
 
     @property
-    def leaves(self) -> Leaves:
+    def leaves(self) -> frozenset[Leaf]:
         """The parameters that make it random, at the channels where they are read."""
-        return frozenset((key, start + self.start) for key, start in self.node.leaves)
+        return shifted(self.node.leaves, self.start)
 
 
 MaybeFactor = Factor | None  # None stands for the number 1
@@ -112,7 +110,7 @@ def product_step(request: Ask) -> Step:
     if request.ntk and request.u.scales & request.v.scales:
         refuse_ntk(request.u.where, "a trained scale multiplies a factor of a product")
     for first, second in (((a, c), (b, d)), ((a, d), (b, c))):
-        if _leaves(first).isdisjoint(_leaves(second)):
+        if not meet(_leaves(first), _leaves(second)):
             return _independent_step(request, first, second)
     if all(f.node.gaussian for f in present):
         return _gaussian_step(request, (a, b), (c, d))
@@ -128,7 +126,7 @@ def _factors(node: Node, shift: int) -> tuple[Factor, MaybeFactor]:
     return first, second
 
 
-def _leaves(factors: Sequence[MaybeFactor]) -> Leaves:
+def _leaves(factors: Sequence[MaybeFactor]) -> frozenset[Leaf]:
     return frozenset().union(*(f.leaves for f in factors if f is not None))
 
 

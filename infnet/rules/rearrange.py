@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 from infnet._jax import lax_primitives as lax_p
+from infnet._jax import tile_p
 from infnet.atoms import regroup
 from infnet.errors import Where
 from infnet.index_maps import Rearrange
@@ -115,16 +116,46 @@ def read_broadcast(reader: Reader, equation: Equation) -> None:
     if not repeated:
         reader.values[out] = _redimensioned(value, dims)
         return
+    _repeat(reader, equation, dims, {d: shape[d] for d in repeated})
+
+
+@READS.register(tile_p)
+def read_tile(reader: Reader, equation: Equation) -> None:
+    """Repeat a feature along axes that it has: a new index axis, outside of what the axis is made of."""
+    (var,), (out,), reps = equation.inputs, equation.outputs, equation.params["reps"]
+    value = reader.values[var]
+    repeated = {d: int(n) for d, n in enumerate(reps) if n > 1}
+    if not repeated:
+        reader.values[out] = value
+    elif isinstance(value, Param):
+        _refuse_repeated(reader, equation)
+    else:
+        assert isinstance(value, Feature)
+        _repeat(reader, equation, value.dims, repeated)
+
+
+def _repeat(reader: Reader, equation: Equation, dims: Sequence[tuple[Atom, ...]], counts: Mapping[int, int]) -> None:
+    """Set the result: the operand on axes made of `dims`, repeated along some axes."""
+    (var,), (out,) = equation.inputs, equation.outputs
     feature = reader.settled(var)
     axes = tuple(range(len(feature.sizes)))
-    sizes = (*feature.sizes, *(shape[d] for d in repeated))
+    sizes = (*feature.sizes, *counts.values())
 
-    def repeat(node: Node) -> Node:
+    def repeated(node: Node) -> Node:
         return reader.sum([Term(1.0, node, 0, axes)], sizes, equation.where)
 
-    new = {d: (Atom(False, len(axes) + k),) for k, d in enumerate(repeated)}
-    dims = tuple(new.get(d, dim) for d, dim in enumerate(dims))
-    reader.values[out] = Feature(dims, feature.channels, reader.replace_nodes(feature, repeat, var), out)
+    new = {d: (Atom(False, len(axes) + k),) for k, d in enumerate(counts)}
+    dims = tuple((*new.get(d, ()), *dim) for d, dim in enumerate(dims))
+    reader.values[out] = Feature(dims, feature.channels, reader.replace_nodes(feature, repeated, var), out)
+
+
+def _refuse_repeated(reader: Reader, equation: Equation) -> NoReturn:
+    reader.refuse(
+        equation,
+        "a parameter is repeated along a new axis",
+        "infnet follows a repeated parameter only where it is added with axes of size 1",
+        "add the parameter with axes of size 1 (`bias[None, :]`) and let the sum broadcast",
+    )
 
 
 def in_dim_order(reader: Reader, feature: Feature, var: int) -> Feature:
@@ -201,3 +232,14 @@ def index_linear(reader: Reader, node: Node, mapping: Any, sizes: tuple[int, ...
         map=mapping,
         rule=rule,
     )
+
+
+def new_channels(sizes: Sequence[int]) -> tuple[list[tuple[Atom, ...]], tuple[int, ...]]:
+    """Array axes that hold new channels, and the sizes of their atoms."""
+    dims: list[tuple[Atom, ...]] = []
+    channels: list[int] = []
+    for size in sizes:
+        dims.append((Atom(True, len(channels)),) if size > 1 else ())
+        if size > 1:
+            channels.append(size)
+    return dims, tuple(channels)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from infnet._jax import lax_primitives as lax_p
 from infnet.atoms import common_factors
@@ -23,7 +24,7 @@ from infnet.program import (
     Term,
 )
 from infnet.reader import Reader
-from infnet.rules.rearrange import in_dim_order, split_index_axes
+from infnet.rules.rearrange import in_dim_order, split_index_axes, with_unit_axes
 from infnet.trace import Equation
 
 Template = tuple[tuple[tuple[bool, int], ...], ...]  # per array axis, (is_channel, size) of each of its factors
@@ -104,10 +105,31 @@ def concatenate_channels(reader: Reader, equation: Equation, axis: int) -> None:
             for s in segments:
                 node = reader.sum([Term(1.0, s.node, 0, axes)], index_sizes(template), equation.where)
                 pieces.append(Segment(node, s.start, s.width))
+        elif isinstance(reader.values[var], Param):
+            pieces.extend(with_axes(reader, equation, var, tuple(own)).segments)
         else:
             node = known_node(reader, equation, var, tuple(own), (0, width), channel_dims=[axis])
             pieces.append(Segment(node, 0, width))
     reader.values[out] = with_template(template, pieces, out)
+
+
+def with_axes(reader: Reader, equation: Equation, var: int, template: Template) -> Feature:
+    """A Known or a Param as a feature whose axes are those of the template."""
+    width = math.prod(n for factors in template for is_channel, n in factors if is_channel)
+    if isinstance(reader.values[var], Known):
+        node = known_node(reader, equation, var, template, (0, width))
+        axes = tuple(range(len(node.sizes)))
+    else:
+        node, axes = _param_node(reader, equation, var, template, (0, width))
+    node = reader.sum([Term(1.0, node, 0, axes)], index_sizes(template), equation.where)
+    return with_template(template, [Segment(node, 0, width)], var)
+
+
+def place_in(reader: Reader, equation: Equation, var: int, axis: int, features: Sequence[int]) -> Feature:
+    """A Known or a Param as a feature with the axes of `features`, except that `axis` holds its own positions."""
+    template, size = list(common_template(reader, equation, features, concatenated=axis)), reader.shape(var)[axis]
+    template[axis] = ((False, size),) if size > 1 else ()
+    return with_unit_axes(reader, with_axes(reader, equation, var, tuple(template)), [axis], var)
 
 
 def common_template(
@@ -309,6 +331,6 @@ def _param_node(
         leaves=frozenset({(key, 0)}),
         gaussian=True,
         zero_mean=param.key.leaf not in reader.nonzero_mean and not param.offset,
-        param=Param(key, param.factors, param.scale, param.offset),
+        param=replace(param, key=key),
     )
     return node, tuple(axes)

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, NoReturn
 
 import jax
@@ -30,7 +31,18 @@ import jax.numpy as jnp
 from infnet.errors import MONTE_CARLO, UnsupportedError
 from infnet.layout import Layout, coincident, spread_left, spread_right
 from infnet.plan import Ask, AskMean, Moments, Request, Step, ask
-from infnet.program import Elementwise, Feature, Param, ParamKey, Scaled, ScaledParam, ScaleGradient, Segment, Term
+from infnet.program import (
+    Elementwise,
+    Feature,
+    Param,
+    ParamKey,
+    Scaled,
+    ScaledParam,
+    ScaleGradient,
+    Segment,
+    Term,
+    shifted,
+)
 from infnet.reader import Reader
 from infnet.rules.sums import Template, aligned, common_template, index_sizes, scale_by_known, starts, with_template
 from infnet.trace import Equation
@@ -71,7 +83,7 @@ def _scaled(
     fixed, node = key.leaf in reader.constant_params, piece.node
     if fixed:
         reader.fixed_scales.add(key.leaf)
-    leaves = frozenset((k, start + piece.start) for k, start in node.leaves)
+    leaves = shifted(node.leaves, piece.start)
     return reader.new(
         Scaled,
         sizes=node.sizes,
@@ -82,7 +94,7 @@ def _scaled(
         uniform=node.uniform,
         scales=node.scales | {key},
         operand=node,
-        param=Param(key, param.factors, param.scale, param.offset),
+        param=replace(param, key=key),
         start=piece.start,
         axes=axes,
         shared=width == 1 < total,
@@ -192,7 +204,9 @@ class ScaleShares:
     def __init__(self, request: Ask, u: Elementwise, v: Elementwise):
         self._request, self._arguments = request, (u.operand, v.operand)
         wanted = request.ntk and bool(u.operand.scales & v.operand.scales)
-        pairs = [(g, h) for g in u.gradients for h in v.gradients] if wanted else []
+        if wanted and (u.gradients is None or v.gradients is None):
+            refuse_ntk(u.where, "a trained scale reaches a nonlinearity other than by sums and maps of positions")
+        pairs = [(g, h) for g in u.gradients or () for h in v.gradients or ()] if wanted else []
         self._pairs = [(g, h) for g, h in pairs if self._is_same(g, h)]
         for g, _ in self._pairs:
             if g.scale.axes or g.scale.shared:

@@ -43,6 +43,8 @@ class Layers:
         options = {"parameterization": parameterization, "W_std": W_STD, "b_std": b_std}
         self._dense = partial(stax.Dense, **options)
         self._conv = partial(stax.Conv, **options)
+        self._transposed = partial(stax.ConvTranspose, **options)
+        self._local = partial(stax.ConvLocal, **options)
         self._multiplier = multiplier
 
     def dense(self, width):
@@ -50,6 +52,12 @@ class Layers:
 
     def conv(self, width, window, strides=(1, 1), padding="SAME"):
         return self._conv(width * self._multiplier, window, strides, padding)
+
+    def transposed(self, width, window, strides, padding="SAME"):
+        return self._transposed(width * self._multiplier, window, strides, padding)
+
+    def local(self, width, window, strides):
+        return self._local(width * self._multiplier, window, strides, "SAME")
 
     def readout(self):
         return self._dense(OUTPUTS)
@@ -93,6 +101,28 @@ def conv_global_pool(layers, strides=(1, 1)):
         layers.conv(16, (3, 3), strides),
         stax.Relu(),
         stax.GlobalAvgPool(),
+        layers.readout(),
+    )
+
+
+def conv_transpose(layers):
+    return stax.serial(
+        layers.transposed(16, (3, 2), (2, 2)),
+        stax.Relu(),
+        layers.transposed(16, (2, 3), (1, 2), "VALID"),
+        stax.Relu(),
+        stax.GlobalAvgPool(),
+        layers.readout(),
+    )
+
+
+def conv_local(layers):
+    return stax.serial(
+        layers.local(16, (3, 2), (1, 1)),
+        stax.Relu(),
+        layers.local(16, (3, 2), (2, 1)),
+        stax.Relu(),
+        stax.Flatten(),
         layers.readout(),
     )
 
@@ -170,6 +200,8 @@ def networks(*convention):
         "conv_global_pool": (conv_global_pool(layers), IMAGE),
         "conv_same_strided_global_pool": (conv_global_pool(layers, (2, 2)), (8, 7, 3)),
         "conv_no_bias_global_pool": (conv_global_pool(without_bias), IMAGE),
+        "conv_transpose_global_pool": (conv_transpose(layers), (4, 3, 3)),
+        "conv_local": (conv_local(layers), (5, 4, 3)),
         "residual_mlp": (residual_mlp(layers), VECTOR),
         "residual_conv_global_pool": (residual_conv_global_pool(layers), IMAGE),
         "sequential": (sequential(layers), VECTOR),
