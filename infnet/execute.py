@@ -14,11 +14,10 @@ import jax.numpy as jnp
 
 from infnet.activations import Activation
 from infnet.errors import UnsupportedError
-from infnet.independence import Trace
 from infnet.layout import restrict
 from infnet.plan import Ask, AskMean, Moments, Plan, Request, Step
 from infnet.program import Elementwise, Field, KnownNode, Param, Sum
-from infnet.reader import needed_equations
+from infnet.trace import Trace, evaluate
 
 
 @dataclass(frozen=True)
@@ -116,12 +115,9 @@ def _along(std: jax.Array, axes: Sequence[int | None]) -> jax.Array:
 
 def known_values(trace: Trace, variables: Sequence[int], inputs: Sequence[Any]) -> dict[int, Any]:
     """Known variables of one example, by ordinary JAX. `inputs`: leaves, without the batch axis."""
-    env = dict(trace.constants)
-    env.update((var, x[None]) for var, x in zip(trace.data_inputs, inputs, strict=True))
-    for equation in needed_equations(trace, variables):
-        values = equation.evaluate([env[v] for v in equation.inputs])
-        env.update(zip(equation.outputs, values, strict=True))
-    return {v: env[v] for v in variables}
+    twice = {v: jnp.broadcast_to(x, (2, *x.shape)) for v, x in zip(trace.data_inputs, inputs, strict=True)}
+    values = evaluate(trace, variables, twice)
+    return {v: trace.rows_of_one(v, value) for v, value in values.items()}
 
 
 def example_values(plan: Plan, trace: Trace, context: Context, side: int, inputs: Sequence[Any]) -> Values:

@@ -7,7 +7,7 @@ What depends on inputs alone stays Known and is left to ordinary JAX. Every othe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import jax
@@ -17,7 +17,6 @@ from infnet._jax import Primitive
 from infnet._jax import lax_primitives as lax_p
 from infnet.activations import Activation, recognise
 from infnet.errors import MONTE_CARLO, UnsupportedError, Where
-from infnet.independence import Trace
 from infnet.program import (
     Elementwise,
     Feature,
@@ -33,22 +32,12 @@ from infnet.program import (
     Value,
 )
 from infnet.registry import Rules
-from infnet.trace import Equation, is_elementwise
+from infnet.trace import Equation, Trace, constant_value, is_elementwise
 
 Rule = Callable[["Reader", Equation], None]
 # How equations are read: the rule sets `reader.values` of each output. Called if an input is a Param or a Feature.
 READS: Rules[Rule] = Rules()
 N = TypeVar("N", bound=Node)
-
-
-def needed_equations(trace: Trace, variables: Iterable[int]) -> list[Equation]:
-    """The equations that these variables depend on, in order."""
-    needed, kept = set(variables), []
-    for equation in reversed(trace.equations):
-        if needed.intersection(equation.outputs):
-            needed.update(equation.inputs)
-            kept.append(equation)
-    return kept[::-1]
 
 
 class Reader:
@@ -69,7 +58,8 @@ class Reader:
         for var in trace.data_inputs:
             self.values[var] = Known(var, _long_axes(trace.shape(var)), constant=False)
         for var, value in trace.constants.items():
-            self.values[var] = Known(var, _varying_axes(value), constant=True)
+            varies = _varying_axes(value).intersection(_long_axes(trace.shape(var)))
+            self.values[var] = Known(var, varies, constant=True)
         for leaf, var in enumerate(trace.param_inputs):
             factors = tuple(((d, n),) if n > 1 else () for d, n in enumerate(trace.shape(var)))
             self.values[var] = Param(ParamKey(leaf), factors)
@@ -80,7 +70,7 @@ class Reader:
         return kind(index=self._count - 1, **fields)
 
     def shape(self, var: int) -> tuple[int, ...]:
-        """The shape of a variable, at batch size 1."""
+        """The shape of a variable, for one example."""
         return self.trace.shape(var)
 
     # Known variables
@@ -119,19 +109,9 @@ class Reader:
         if not isinstance(known, Known) or not known.constant:
             return None
         if var not in self._constants:
-            self._constants[var] = self._evaluate_constant(var)
+            value = constant_value(self.trace, var)
+            self._constants[var] = None if value is None else np.asarray(self.trace.rows_of_one(var, value))
         return self._constants[var]
-
-    def _evaluate_constant(self, var: int) -> np.ndarray | None:
-        env = dict(self.trace.constants)
-        with jax.ensure_compile_time_eval():
-            for equation in needed_equations(self.trace, [var]):
-                values = [env[v] for v in equation.inputs]
-                if any(isinstance(v, jax.core.Tracer) for v in values):
-                    return None
-                env.update(zip(equation.outputs, equation.evaluate(values), strict=True))
-        value = env[var]
-        return None if isinstance(value, jax.core.Tracer) else np.asarray(value)
 
     def field(
         self,

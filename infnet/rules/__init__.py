@@ -10,13 +10,12 @@ from collections.abc import Mapping
 import infnet.rules.contraction
 import infnet.rules.custom
 import infnet.rules.index_linear
-from infnet.independence import Trace
 from infnet.program import Known, Program
-from infnet.reader import READS, Reader, needed_equations
+from infnet.reader import READS, Reader
 from infnet.rules.elementwise import read_elementwise
 from infnet.rules.moments import rule as rule
 from infnet.rules.outputs import read_output
-from infnet.trace import is_elementwise
+from infnet.trace import Trace, is_elementwise, needed_equations
 
 
 def read(trace: Trace, nonzero_mean: frozenset[int], varying: Mapping[int, tuple[int, ...]]) -> Program:
