@@ -24,7 +24,7 @@ from infnet.errors import MONTE_CARLO, BatchAxisError, Where
 from infnet.flatten import BATCH_SIZES, flatten
 from infnet.numpy_rules import CALLS, called_jaxpr
 from infnet.separation import RULES, same_axis
-from infnet.trace import Equation, Flat, Trace, is_elementwise
+from infnet.trace import Equation, Flat, Trace, constant_value, is_elementwise
 
 # Static parameters that are sizes of the result: they may grow with the batch. All others must not.
 SIZES: dict[Primitive, str] = {
@@ -53,11 +53,13 @@ def one_example(flats: Sequence[Flat], n_params: int, where: Where | None = None
     two, three = flats
     axes = [_batch_axis(flats, number) for number in range(len(two.avals))]
     trace = Trace([], two.avals, two.constants, two.inputs, two.outputs, axes, n_params)
+    differing: set[int] = set()  # constants that are not the same at both batch sizes
     for pair in zip(two.equations, three.equations, strict=True):
         _check_separate(trace, *pair)
-        if not _constants_agree(trace, three, pair[0].inputs):
-            _refuse_difference(pair[0])
         trace.equations.append(replace(pair[0], params=_sizes_of_one(*pair)))
+        _check_constants(trace, three, pair[0], differing)
+    if differing.intersection(trace.outputs):
+        _refuse_difference(two.equations[-1])
     return trace
 
 
@@ -145,7 +147,7 @@ def _sizes_of_one(two: Equation, three: Equation) -> dict[str, Any]:
     """The static parameters for one example."""
     params = {}
     for name, value in two.params.items():
-        other = three.params.get(name)
+        other: Any = three.params.get(name)
         if name == SIZES.get(two.primitive):
             params[name] = tuple(_of_one(two, a, b) for a, b in zip(value, other, strict=True))
         elif _equal(value, other):
@@ -178,16 +180,30 @@ def _equal(two: Any, three: Any) -> bool:
     return True
 
 
-def _constants_agree(trace: Trace, three: Flat, variables: Sequence[int]) -> bool:
-    """Whether the constants among these variables hold the same values for each example."""
-    for var in variables:
-        if var not in trace.constants or isinstance(trace.constants[var], jax.core.Tracer):
-            continue
-        one = trace.rows_of_one(var, _array(trace.constants[var]))
-        for value in (_array(trace.constants[var]), _array(three.constants[var])):
-            repeats = [m // n if n else 1 for m, n in zip(value.shape, one.shape, strict=True)]
-            if not np.array_equal(np.tile(one, repeats), value, equal_nan=one.dtype.kind == "f"):
-                return False
+def _check_constants(trace: Trace, three: Flat, equation: Equation, differing: set[int]) -> None:
+    """Refuse constants that depend on the batch size, but only where they meet data: an index may be normalised."""
+    for var in equation.inputs:
+        if var in trace.constants and not _agree(trace, var, trace.constants[var], three.constants[var]):
+            differing.add(var)
+    if not differing.intersection(equation.inputs):
+        return
+    for var in equation.outputs:
+        values = constant_value(trace, var), constant_value(three, var)
+        if any(v is None for v in values):
+            _refuse_difference(equation)
+        if not _agree(trace, var, *values):
+            differing.add(var)
+
+
+def _agree(trace: Trace, var: int, two: Any, three: Any) -> bool:
+    """Whether a constant holds the same values for each example, at both batch sizes."""
+    if isinstance(two, jax.core.Tracer):
+        return True
+    one = trace.rows_of_one(var, _array(two))
+    for value in map(_array, (two, three)):
+        repeats = [m // n if n else 1 for m, n in zip(value.shape, one.shape, strict=True)]
+        if not np.array_equal(np.tile(one, repeats), value, equal_nan=one.dtype.kind == "f"):
+            return False
     return True
 
 

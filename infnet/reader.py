@@ -179,13 +179,16 @@ class Reader:
         )
 
     def chain_equations(self, base: int, var: int) -> list[Equation]:
-        """The equations that compute `var` from `base`."""
+        """The equations that compute `var` from `base`, apart from those of constants."""
         needed, kept = {var}, []
         for out, equation in reversed(self.producer.items()):
-            if out in needed and out != base and equation not in kept:
+            if out in needed and out != base and not self._is_known(out) and equation not in kept:
                 needed.update(v for v in equation.inputs if v != base)
                 kept.append(equation)
         return kept[::-1]
+
+    def _is_known(self, var: int) -> bool:
+        return isinstance(self.values.get(var), Known)
 
     def chain_where(self, base: int, var: int) -> Where:
         """The place of the first operation between `base` and `var` that is not affine."""
@@ -198,9 +201,11 @@ class Reader:
 
     def _chain(self, base: int, var: int) -> Any:
         equations = self.chain_equations(base, var)
+        found = {v: (self.trace.avals[v], self.constant(v)) for e in equations for v in e.inputs if self._is_known(v)}
+        numbers = {v: np.broadcast_to(np.asarray(c, aval.dtype), aval.shape) for v, (aval, c) in found.items()}
 
         def function(x: jax.Array) -> Any:
-            env = {**self.trace.constants, base: x}
+            env = {**numbers, **self.trace.constants, base: x}
             for equation in equations:
                 outputs = equation.evaluate([env[v] for v in equation.inputs])
                 env.update(zip(equation.outputs, outputs, strict=True))

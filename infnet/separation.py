@@ -112,9 +112,14 @@ def _slice(trace: Trace, equation: Equation, axes: list[int | None]) -> int | No
     return axis
 
 
-@RULES.register(lax_p.dynamic_slice_p, lax_p.dynamic_update_slice_p)
+@RULES.register(lax_p.dynamic_slice_p)
 def _dynamic_slice(trace: Trace, equation: Equation, axes: list[int | None]) -> int | None:
     return axes[0] if all(a is None for a in axes[1:]) else None
+
+
+@RULES.register(lax_p.dynamic_update_slice_p)
+def _dynamic_update_slice(trace: Trace, equation: Equation, axes: list[int | None]) -> int | None:
+    return axes[0] if axes[0] == axes[1] and all(a is None for a in axes[2:]) else None
 
 
 @RULES.register(lax_p.pad_p)
@@ -164,14 +169,44 @@ def _reduce_window(trace: Trace, equation: Equation, axes: list[int | None]) -> 
 @RULES.register(lax_p.gather_p)
 def _gather(trace: Trace, equation: Equation, axes: list[int | None]) -> int | None:
     numbers, (operand, indices) = equation.params["dimension_numbers"], axes
-    out_rank = len(trace.shape(equation.outputs[0]))
-    if operand is not None and indices is None:
-        touched = (*numbers.collapsed_slice_dims, *numbers.start_index_map)
-        if operand in touched:
+    rows = [a for a in range(len(trace.shape(equation.outputs[0]))) if a not in numbers.offset_dims]
+    batched, index_batched = numbers.operand_batching_dims, numbers.start_indices_batching_dims
+    if operand is None:
+        if indices is None or indices >= len(rows) or indices in index_batched:
             return None
-        offset = [a for a in range(len(trace.shape(equation.inputs[0]))) if a not in touched]
-        return numbers.offset_dims[offset.index(operand)]
-    if operand is None and indices is not None:
-        rows = [a for a in range(out_rank) if a not in numbers.offset_dims]
-        return rows[indices] if indices < len(rows) else None
-    return None
+        return rows[indices]
+    if operand in batched:
+        paired = index_batched[batched.index(operand)]
+        return rows[paired] if indices == paired else None
+    if indices is not None or operand in (*numbers.collapsed_slice_dims, *numbers.start_index_map):
+        return None
+    gone = (*numbers.collapsed_slice_dims, *batched)
+    return numbers.offset_dims[operand - sum(a < operand for a in gone)]
+
+
+@RULES.register(lax_p.scatter_p, lax_p.scatter_add_p, lax_p.scatter_mul_p, lax_p.scatter_min_p, lax_p.scatter_max_p)
+def _scatter(trace: Trace, equation: Equation, axes: list[int | None]) -> int | None:
+    numbers, (operand, indices, updates) = equation.params["dimension_numbers"], axes
+    if operand is None:
+        return None
+    window = numbers.update_window_dims
+    rows = [a for a in range(len(trace.shape(equation.inputs[2]))) if a not in window]
+    batched, index_batched = numbers.operand_batching_dims, numbers.scatter_indices_batching_dims
+    if operand in batched:
+        paired = index_batched[batched.index(operand)]
+        return operand if (indices, updates) == (paired, rows[paired]) else None
+    if indices is not None or operand in (*numbers.inserted_window_dims, *numbers.scatter_dims_to_operand_dims):
+        return None
+    gone = (*numbers.inserted_window_dims, *batched)
+    return operand if updates == window[operand - sum(a < operand for a in gone)] else None
+
+
+@RULES.register(lax_p.iota_p)
+def _iota(trace: Trace, equation: Equation, axes: list[int | None]) -> int | None:
+    return _avoids(trace.batch_axis[equation.outputs[0]], (equation.params["dimension"],))
+
+
+@RULES.register(lax_p.fft_p)
+def _fft(trace: Trace, equation: Equation, axes: list[int | None]) -> int | None:
+    rank = len(trace.shape(equation.inputs[0]))
+    return _avoids(axes[0], tuple(range(rank - len(equation.params["fft_lengths"]), rank)))

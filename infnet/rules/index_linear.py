@@ -11,7 +11,8 @@ from infnet.index_maps import IndexMap, Pool, Select, Total
 from infnet.primitives.windows import Window
 from infnet.program import Atom, Feature, Known, Param, Segment
 from infnet.reader import READS, Reader
-from infnet.rules.rearrange import in_dim_order, index_linear, split_index_axes, with_unit_axes
+from infnet.rules.maps import index_linear
+from infnet.rules.rearrange import in_dim_order, split_index_axes, with_unit_axes
 from infnet.rules.sums import combine, concatenate_channels, merge_segments
 from infnet.trace import Equation
 
