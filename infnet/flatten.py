@@ -72,6 +72,11 @@ def flatten(closed: ClosedJaxpr, random_inputs: int, where: Where | None = None)
     return flat
 
 
+def add_function(flat: Flat, function: Callable[..., Any], inputs: Sequence[int], where: Where) -> int:
+    """Add the equations of a function of variables that are not random; returns its output."""
+    return _Inliner(flat, set()).call(function, inputs, where)
+
+
 class _Inliner:
     """Adds equations to `flat`; `random` are the variables that depend on parameters."""
 
@@ -119,13 +124,13 @@ class _Inliner:
         carry: Sequence[int] = inputs[n_consts : n_consts + n_carry]
         rows: dict[int, list[int]] = {}
         for step in reversed(range(length)) if params["reverse"] else range(length):
-            row = [self._call(lambda x, at=step: lax.index_in_dim(x, at, keepdims=False), [x], where) for x in xs]
+            row = [self.call(lambda x, at=step: lax.index_in_dim(x, at, keepdims=False), [x], where) for x in xs]
             outputs = self.inline(params["jaxpr"], [*consts, *carry, *row], where)
             carry, rows[step] = outputs[:n_carry], outputs[n_carry:]
         in_order = [rows[step] for step in range(length)]
-        return [*carry, *(self._call(lambda *y: jnp.stack(y), y, where) for y in zip(*in_order, strict=True))]
+        return [*carry, *(self.call(lambda *y: jnp.stack(y), y, where) for y in zip(*in_order, strict=True))]
 
-    def _call(self, function: Callable[..., Any], inputs: Sequence[int], where: Where) -> int:
+    def call(self, function: Callable[..., Any], inputs: Sequence[int], where: Where) -> int:
         """Add the equations of a function of arrays; returns its output."""
         avals = [self.flat.avals[v] for v in inputs]
         closed = jax.make_jaxpr(function)(*(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals))

@@ -53,11 +53,12 @@ def one_example(flats: Sequence[Flat], n_params: int, where: Where | None = None
     two, three = flats
     axes = [_batch_axis(flats, number) for number in range(len(two.avals))]
     trace = Trace([], two.avals, two.constants, two.inputs, two.outputs, axes, n_params)
-    differing: set[int] = set()  # constants that are not the same at both batch sizes
+    differing: set[int] = set()  # constants that are not the same for each example, at both batch sizes
     for pair in zip(two.equations, three.equations, strict=True):
-        _check_separate(trace, *pair)
         trace.equations.append(replace(pair[0], params=_sizes_of_one(*pair)))
-        _check_constants(trace, three, pair[0], differing)
+        if not _uses_example_numbers(trace, three, pair[0], differing):
+            _check_separate(trace, *pair)
+            _check_constants(trace, three, pair[0], differing)
     if differing.intersection(trace.outputs):
         _refuse_difference(two.equations[-1])
     return trace
@@ -123,7 +124,7 @@ def _refuse_difference(equation: Equation) -> NoReturn:
 
 def _difference(what: str, where: Where) -> BatchAxisError:
     return BatchAxisError(
-        f"{what} is not the same operation at batch sizes 2 and 3",
+        f"{what} is not the same operation for each example, at batch sizes 2 and 3",
         where=where,
         why="a kernel is a function of two examples, so the model must treat every example in the same way, "
         "whatever the size of the batch",
@@ -193,6 +194,43 @@ def _check_constants(trace: Trace, three: Flat, equation: Equation, differing: s
             _refuse_difference(equation)
         if not _agree(trace, var, *values):
             differing.add(var)
+
+
+def _uses_example_numbers(trace: Trace, three: Flat, equation: Equation, differing: set[int]) -> bool:
+    """Whether an equation belongs to `x[arange(n), i]`, which takes from each example's own row; marks its indices."""
+    axes = [trace.batch_axis[v] for v in (*equation.inputs, *equation.outputs)]
+    if equation.primitive is lax_p.iota_p and equation.params["dimension"] == axes[0]:
+        differing.update(equation.outputs)
+        return True
+    if not differing.intersection(equation.inputs):
+        return False
+    if equation.primitive is lax_p.concatenate_p and equation.params["dimension"] != axes[0]:
+        differing.update(equation.outputs)
+        return len(set(axes)) == 1
+    return equation.primitive is lax_p.gather_p and _takes_own_row(trace, three, equation)
+
+
+def _takes_own_row(trace: Trace, three: Flat, equation: Equation) -> bool:
+    numbers, (x, indices) = equation.params["dimension_numbers"], equation.inputs
+    axis, index_axis, out_axis = (trace.batch_axis[v] for v in (x, indices, *equation.outputs))
+    parts = next((e.inputs for e in trace.equations if indices in e.outputs), ())
+    if (
+        axis not in numbers.collapsed_slice_dims
+        or axis not in numbers.start_index_map
+        or None in (index_axis, out_axis)
+    ):
+        return False
+    columns = [v for v in parts for _ in range(trace.shape(v)[-1])]
+    column = columns[numbers.start_index_map.index(axis)] if len(columns) == len(numbers.start_index_map) else indices
+    for flat in (trace, three):
+        value = constant_value(flat, column)
+        if value is None or value.shape[-1] != 1:
+            return False
+        count = [-1 if d == index_axis else 1 for d in range(value.ndim)]
+        if not np.array_equal(value, np.broadcast_to(np.arange(value.shape[index_axis]).reshape(count), value.shape)):
+            return False
+    rows = [d for d in range(len(trace.shape(*equation.outputs))) if d not in numbers.offset_dims]
+    return trace.shape(x)[axis] == 1 and rows.index(out_axis) == index_axis
 
 
 def _agree(trace: Trace, var: int, two: Any, three: Any) -> bool:

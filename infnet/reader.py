@@ -17,6 +17,7 @@ from infnet._jax import Primitive
 from infnet._jax import lax_primitives as lax_p
 from infnet.activations import Activation, recognise
 from infnet.errors import MONTE_CARLO, UnsupportedError, Where
+from infnet.flatten import add_function
 from infnet.program import (
     Elementwise,
     Feature,
@@ -81,6 +82,34 @@ class Reader:
         constant = all(k.constant for k in inputs)
         for var in equation.outputs:
             self.values[var] = Known(var, self._varies(equation, inputs, var), constant)
+
+    def known(
+        self, equation: Equation, function: Callable[..., jax.Array], variables: Sequence[int], batch_axis: int | None
+    ) -> int:
+        """A new Known variable: a function of others that acts on each example by itself.
+
+        `batch_axis` is that of the result, and of all that the function computes on the way and that has its rank.
+        """
+        trace, first, before = self.trace, len(self.trace.avals), len(self.trace.equations)
+        out = add_function(trace, function, variables, equation.where)
+        like = trace.avals[out].shape
+        for var in range(first, len(trace.avals)):
+            shape = trace.avals[var].shape
+            has_examples = batch_axis is not None and len(shape) == len(like) and shape[batch_axis] == like[batch_axis]
+            trace.batch_axis.append(batch_axis if has_examples else None)
+            if var in trace.constants:
+                self.values[var] = Known(var, _varying_axes(trace.constants[var]), constant=True)
+        for step in trace.equations[before:]:
+            self.producer.update(dict.fromkeys(step.outputs, step))
+            self.read_known(step)
+        return out
+
+    def variable_like(self, var: int, equation: Equation) -> int:
+        """A new variable of the shape of another, for a part of what `equation` computes."""
+        self.trace.batch_axis.append(self.trace.batch_axis[var])
+        part = self.trace.new(self.trace.avals[var])
+        self.producer[part] = equation
+        return part
 
     def _varies(self, equation: Equation, inputs: Sequence[Known], var: int) -> frozenset[int]:
         shape = self.shape(var)
@@ -292,6 +321,16 @@ class Reader:
 
 
 REASONS: dict[Primitive, tuple[str, str]] = {
+    lax_p.while_p: (
+        "how often the loop runs must be known beforehand: it would be another network for each number of steps",
+        f"use a loop of a fixed length (`lax.scan`, or `lax.fori_loop` with integer bounds); or {MONTE_CARLO}",
+    ),
+    lax_p.cond_p: (
+        "which branch is taken must be a constant: a random choice, or one by the inputs, makes the features of two "
+        "examples two different functions",
+        f"choose the branch in Python, or select with `jnp.where` and a mask of the inputs; or {MONTE_CARLO}",
+    ),
+    lax_p.scan_p: ("a loop without any step", "leave the loop out"),
     lax_p.reduce_window_max_p: (
         "the maximum of several random values is not a linear map, and its law at infinite width has no closed form",
         f"use `nn.avg_pool`; or {MONTE_CARLO}",

@@ -8,6 +8,7 @@ from infnet._jax import lax_primitives as lax_p
 from infnet.errors import MONTE_CARLO
 from infnet.program import Feature, Known, Param
 from infnet.reader import Reader
+from infnet.rules.masks import read_select
 from infnet.rules.sums import combine, scale
 from infnet.trace import Equation
 
@@ -26,6 +27,8 @@ def read_elementwise(reader: Reader, equation: Equation) -> None:
         combine(reader, equation, list(zip(ADDITIVE[equation.primitive], equation.inputs, strict=True)))
     elif _is_scaling(equation, values):
         scale(reader, equation)
+    elif equation.primitive is lax_p.select_n_p and isinstance(values[0], Known):
+        read_select(reader, equation)
     else:
         _refuse(reader, equation)
 

@@ -214,14 +214,13 @@ def _concatenate_positions(reader: Reader, equation: Equation, parts: Sequence[t
     """The sum of (feature, its size along the axis), each padded to its place."""
     (out,) = equation.outputs
     total, start, padded = reader.shape(out)[axis], 0, []
-    for number, (feature, size) in enumerate(parts):
+    for feature, size in parts:
         ranges = [(1, 0, n) for n in feature.sizes]
         ranges[feature.dims[axis][0].number] = (1, -start, total)
         # Each part is a variable of its own, so that the sum can be read like any other.
-        part = -1 - number - len(reader.trace.avals) * (out + 1)
+        part = reader.variable_like(out, equation)
         segments = mapped(reader, equation, feature, Select(feature.sizes, tuple(ranges)), "concatenate", part)
         reader.values[part] = Feature(feature.dims, feature.channels, segments, part)
-        reader.producer[part] = equation
         padded.append(part)
         start += size
     combine(reader, equation, [(1.0, part) for part in padded])

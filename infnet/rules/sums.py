@@ -33,7 +33,11 @@ def scale(reader: Reader, equation: Equation) -> None:
     """A feature times (or divided by) an array of known values."""
     feature = next(v for v in equation.inputs if isinstance(reader.values[v], Feature))
     known = next(v for v in equation.inputs if v != feature)
-    power = 1 if equation.primitive is lax_p.mul_p else -1
+    scaled(reader, equation, feature, known, 1 if equation.primitive is lax_p.mul_p else -1)
+
+
+def scaled(reader: Reader, equation: Equation, feature: int, known: int, power: int = 1) -> None:
+    """Read the output of `equation` as a feature times a Known variable to this power."""
     (out,) = equation.outputs
     template = _template(reader, equation, [feature])
     axes, segments = _aligned(reader, equation, feature, template)
