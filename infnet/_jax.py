@@ -33,6 +33,7 @@ __all__ = [
     "split_p",
     "stack_p",
     "summarize",
+    "unstack_p",
 ]
 
 
@@ -57,4 +58,5 @@ def _primitive_of(function: Callable[..., Any], *shape: int) -> Primitive:
 # Not listed in `jax.extend.core.primitives` (jax 0.10 to 0.12).
 split_p = _primitive_of(lambda x: jax.lax.split(x, (1, 1), 0), 2)
 stack_p = _primitive_of(lambda x: jax.numpy.stack([x, x]), 2)
+unstack_p = _primitive_of(lambda x: jax.numpy.unstack(x)[0], 2)
 optimization_barrier_p = _primitive_of(lambda x: jax.lax.optimization_barrier(x), 2)

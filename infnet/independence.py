@@ -72,7 +72,7 @@ def _check_separate(trace: Trace, two: Equation, three: Equation) -> None:
     outputs = [trace.batch_axis[v] for v in two.outputs]
     if all(axis is None for axis in (*inputs, *outputs)):
         return
-    if two.primitive in CONTROL_FLOW:
+    if bodies:
         # Shapes tell which axis counts examples, inside of a body as outside, so the proof for the bodies is enough. A
         # scan cannot run over the examples: it would have another length for each number of them.
         return
@@ -230,7 +230,7 @@ def _takes_own_row(trace: Trace, three: Flat, equation: Equation) -> bool:
         if not np.array_equal(value, np.broadcast_to(np.arange(value.shape[index_axis]).reshape(count), value.shape)):
             return False
     rows = [d for d in range(len(trace.shape(*equation.outputs))) if d not in numbers.offset_dims]
-    return trace.shape(x)[axis] == 1 and rows.index(out_axis) == index_axis
+    return out_axis in rows and rows.index(out_axis) == index_axis
 
 
 def _agree(trace: Trace, var: int, two: Any, three: Any) -> bool:

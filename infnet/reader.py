@@ -330,6 +330,14 @@ REASONS: dict[Primitive, tuple[str, str]] = {
         "examples two different functions",
         f"choose the branch in Python, or select with `jnp.where` and a mask of the inputs; or {MONTE_CARLO}",
     ),
+    **dict.fromkeys(
+        (lax_p.custom_jvp_call_p, lax_p.custom_vjp_call_p),
+        (
+            "a function with a derivative of its own that does not act element by element: the NTK would have to use "
+            "that derivative, which need not be that of any linear map",
+            f"leave `jax.custom_jvp` or `jax.custom_vjp` out, or use `infnet.custom_kernel`; or {MONTE_CARLO}",
+        ),
+    ),
     lax_p.scan_p: ("a loop without any step", "leave the loop out"),
     lax_p.reduce_window_max_p: (
         "the maximum of several random values is not a linear map, and its law at infinite width has no closed form",

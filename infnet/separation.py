@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 
 from infnet._jax import lax_primitives as lax_p
-from infnet._jax import optimization_barrier_p, split_p, stack_p
+from infnet._jax import optimization_barrier_p, split_p, stack_p, unstack_p
 from infnet.custom import custom_kernel_p
 from infnet.registry import Rules
 from infnet.trace import Equation, Trace
@@ -63,6 +63,12 @@ def _along_dimension(trace: Trace, equation: Equation, axes: list[int | None]) -
 def _stack(trace: Trace, equation: Equation, axes: list[int | None]) -> int | None:
     axis = None if None in axes else same_axis(trace, equation, axes)
     return axis if axis is None or axis < equation.params["axis"] else axis + 1
+
+
+@RULES.register(unstack_p)
+def _unstack(trace: Trace, equation: Equation, axes: list[int | None]) -> int | None:
+    axis, dropped = axes[0], equation.params["axis"]
+    return None if axis is None or axis == dropped else axis - (dropped < axis)
 
 
 @RULES.register(split_p)

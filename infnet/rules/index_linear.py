@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from infnet._jax import lax_primitives as lax_p
-from infnet._jax import split_p, stack_p
+from infnet._jax import split_p, stack_p, unstack_p
 from infnet.errors import MONTE_CARLO
 from infnet.index_maps import IndexMap, Pool, Select, Total
 from infnet.primitives.windows import Window
@@ -37,6 +37,23 @@ def read_split(reader: Reader, equation: Equation) -> None:
         ranges[axis] = (1, start, int(size))
         _select(reader, equation, out, ranges)
         start += int(size)
+
+
+@READS.register(unstack_p)
+def read_unstack(reader: Reader, equation: Equation) -> None:
+    """The positions along one axis, or the rows of a parameter, one by one."""
+    axis = equation.params["axis"]
+    for position, out in enumerate(equation.outputs):
+        ranges = [(1, 0, n) for n in reader.shape(equation.inputs[0])]
+        ranges[axis] = (1, position, 1)
+        _select(reader, equation, out, ranges)
+        value = reader.values[out]
+        if isinstance(value, Param):
+            factors = (*value.factors[:axis], *value.factors[axis + 1 :])
+            reader.values[out] = Param(value.key, factors, value.scale)
+        elif isinstance(value, Feature):
+            dims = (*value.dims[:axis], *value.dims[axis + 1 :])
+            reader.values[out] = Feature(dims, value.channels, value.segments, out)
 
 
 @READS.register(lax_p.rev_p)
