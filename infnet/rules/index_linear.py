@@ -82,6 +82,9 @@ def _select(reader: Reader, equation: Equation, out: int, ranges: Sequence[Range
     var = equation.inputs[0]
     shape = reader.shape(var)
     touched = [d for d, (n, r) in enumerate(zip(shape, ranges, strict=True)) if r != (1, 0, n)]
+    if any(count == 0 for _, _, count in ranges):
+        nothing = "there is nothing that a kernel could be of"
+        reader.refuse(equation, "a result without any position", nothing, "keep positions")
     if isinstance(reader.values[var], Param):
         _slice_param(reader, equation, out, touched, ranges)
         return
