@@ -128,7 +128,7 @@ def test_simple_rnn_pooled_over_time(activation):
     expected = [k.mean((2, 3)) for k in readout(*recursion(X1, X2, RECURSION[activation]))]
     check(found, expected)
     untied = readout(*recursion(X1, X2, RECURSION[activation], tied=False))[1].mean((2, 3))
-    assert (abs(untied - expected[1]) > 0.02 * abs(expected[1])).all()
+    assert np.linalg.norm(untied - expected[1]) > 0.05 * np.linalg.norm(expected[1])
 
 
 def last(x1=X1, x2=X2, **options):
@@ -137,7 +137,6 @@ def last(x1=X1, x2=X2, **options):
 
 LAST_STEP = {
     "RNN": lambda x: nn.RNN(cell())(x)[:, -1],
-    "return_carry": lambda x: nn.RNN(cell(), return_carry=True)(x)[0],
     "time_major": lambda x: nn.RNN(cell(), time_major=True)(x.swapaxes(0, 1))[-1],
     "reverse": lambda x: nn.RNN(cell(), reverse=True, keep_order=True)(x[:, ::-1])[:, 0],
     "loop in Python": lambda x: python_loop(cell(), x),
