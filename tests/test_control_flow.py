@@ -280,6 +280,10 @@ def dense(x):
     return nn.Dense(N, use_bias=False, kernel_init=nn.initializers.normal(0.5), param_dtype=jnp.float64)(x)
 
 
+def weighted(h):
+    return jnp.einsum("btc,t->bc", h, jnp.arange(1.0, T + 1))[:, None]
+
+
 SAME = {
     "polyval": (lambda h: jnp.polyval(jnp.array([0.5, -1.0, 0.3]), h), lambda h: 0.5 * h**2 - h + 0.3),
     "fori_loop": (lambda h: lax.fori_loop(0, 3, lambda t, z: z * (t + 1.0), nn.relu(h)), lambda h: 6 * nn.relu(h)),
@@ -287,6 +291,10 @@ SAME = {
     "branch of a step": (
         lambda h: lax.fori_loop(0, 2, lambda t, z: lax.cond(t == 0, nn.relu, lambda z: 2 * z, z), h),
         lambda h: 2 * nn.relu(h),
+    ),
+    "index of a step": (
+        lambda h: lax.fori_loop(0, T, lambda t, c: c + (t + 1.0) * h[:, t], 0 * h[:, 0])[:, None],
+        weighted,
     ),
     "switch": (lambda h: lax.switch(1, [jnp.sin, nn.relu], h), nn.relu),
     "map": (lambda h: lax.map(nn.relu, h.swapaxes(0, 1)).swapaxes(0, 1), nn.relu),

@@ -28,6 +28,20 @@ def read_slice(reader: Reader, equation: Equation) -> None:
     _select(reader, equation, equation.outputs[0], ranges)
 
 
+@READS.register(lax_p.dynamic_slice_p)
+def read_dynamic_slice(reader: Reader, equation: Equation) -> None:
+    """Slices that start at constants, such as the number of a step of a loop."""
+    sizes, ranges = equation.params["slice_sizes"], []
+    for var, n, size in zip(equation.inputs[1:], reader.shape(equation.inputs[0]), sizes, strict=True):
+        start = 0.0 if size == n else reader.constant(var)
+        if start is None:
+            reader.refuse(
+                equation, "a slice that starts where the inputs say", "infnet follows slices at constants only"
+            )
+        ranges.append((1, min(max(int(start), 0), n - size), size))  # as JAX does, it starts where it fits
+    _select(reader, equation, equation.outputs[0], ranges)
+
+
 @READS.register(split_p)
 def read_split(reader: Reader, equation: Equation) -> None:
     """Consecutive slices along one axis."""
