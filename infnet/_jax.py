@@ -34,6 +34,7 @@ __all__ = [
     "stack_p",
     "summarize",
     "tile_p",
+    "unstack_p",
 ]
 
 
@@ -59,4 +60,5 @@ def _primitive_of(function: Callable[..., Any], *shape: int) -> Primitive:
 split_p = _primitive_of(lambda x: jax.lax.split(x, (1, 1), 0), 2)
 stack_p = _primitive_of(lambda x: jax.numpy.stack([x, x]), 2)
 tile_p = _primitive_of(lambda x: jax.lax.tile(x, (2,)), 2)
+unstack_p = _primitive_of(lambda x: jax.numpy.unstack(x)[0], 2)
 optimization_barrier_p = _primitive_of(lambda x: jax.lax.optimization_barrier(x), 2)

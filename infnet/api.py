@@ -49,7 +49,8 @@ def kernel_fn(
     """The kernel function of the infinite-width limit of a model.
 
     Args:
-        apply_fn: `(params, *inputs) -> output`, any JAX function; inputs and output have a leading batch axis.
+        apply_fn: `(params, *inputs) -> output`, any JAX function; inputs and output have a leading batch axis. It is
+            read as it acts on two and on three examples; on a single one it may be written otherwise.
         priors: pytree of `Prior`, of the structure of `params` (see `infer_priors`).
         example_inputs: what `apply_fn` takes: one input (an array or a pytree of arrays, or of
             `jax.ShapeDtypeStruct`), or a tuple of several. Shapes and dtypes count, and for series the variances.

@@ -14,11 +14,10 @@ import jax.numpy as jnp
 
 from infnet.activations import Activation
 from infnet.errors import UnsupportedError
-from infnet.independence import Trace
 from infnet.layout import restrict
 from infnet.plan import Ask, AskMean, Moments, Plan, Request, Step, fields, sided
 from infnet.program import ChannelSum, Elementwise, Field, Param
-from infnet.reader import needed_equations
+from infnet.trace import Trace, needed_equations
 
 
 @dataclass(frozen=True)
@@ -130,15 +129,15 @@ class KnownValues(Mapping[int, Any]):
 
     def __init__(self, trace: Trace, inputs: Sequence[Any]):
         self._trace = trace
-        self._env = dict(trace.constants)
-        self._env.update((var, x[None]) for var, x in zip(trace.data_inputs, inputs, strict=True))
+        twice = (jnp.broadcast_to(x, (2, *x.shape)) for x in inputs)
+        self._env = {**trace.constants, **dict(zip(trace.data_inputs, twice, strict=True))}
 
     def __getitem__(self, var: int) -> Any:
         if var not in self._env:
             for equation in needed_equations(self._trace, [var], self._env):
                 values = equation.evaluate([self._env[v] for v in equation.inputs])
                 self._env.update(zip(equation.outputs, values, strict=True))
-        return self._env[var]
+        return self._trace.rows_of_one(var, self._env[var])
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._env)
@@ -148,8 +147,9 @@ class KnownValues(Mapping[int, Any]):
 
     def set_sum(self, node: ChannelSum, value: jax.Array) -> None:
         """Set the variable that is a sum over channels."""
-        aval = self._trace.avals[node.var]
-        self._env[node.var] = jnp.broadcast_to(value, aval.shape).astype(aval.dtype)
+        shape, dtype = self._trace.shape(node.var), self._trace.avals[node.var].dtype
+        axis, one = self._trace.batch_axis[node.var], jnp.broadcast_to(value, shape).astype(dtype)
+        self._env[node.var] = one if axis is None else jnp.concatenate([one, one], axis)
 
 
 def example_values(plan: Plan, trace: Trace, context: Context, side: int, inputs: Sequence[Any]) -> Values:

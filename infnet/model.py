@@ -11,11 +11,11 @@ import numpy as np
 
 from infnet.arguments import Inputs
 from infnet.errors import InputError
+from infnet.flatten import trace_at_batch_sizes
 from infnet.independence import one_example
 from infnet.priors import Prior, Unreadable, path_name
 from infnet.program import Program
 from infnet.rules import read
-from infnet.trace import trace_at_batch_sizes
 
 PyTree = Any
 

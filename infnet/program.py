@@ -18,9 +18,9 @@ import numpy as np
 from infnet.activations import Activation
 from infnet.custom import custom_kernel
 from infnet.errors import UnsupportedError, Where
-from infnet.independence import Trace
 from infnet.layout import Layout
 from infnet.primitives.contraction import Geometry
+from infnet.trace import Trace
 
 
 class Atom(NamedTuple):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import jax
@@ -18,8 +18,8 @@ from infnet._jax import Primitive
 from infnet._jax import lax_primitives as lax_p
 from infnet.activations import Activation, recognise
 from infnet.errors import MONTE_CARLO, UnsupportedError, Where
+from infnet.flatten import add_function
 from infnet.gradients import scale_gradients
-from infnet.independence import Trace
 from infnet.program import (
     Elementwise,
     Feature,
@@ -36,23 +36,13 @@ from infnet.program import (
     shifted,
 )
 from infnet.registry import Rules
-from infnet.trace import Equation
+from infnet.trace import Equation, Trace, constant_value
 from infnet.variation import long_axes, varying_axes
 
 Rule = Callable[["Reader", Equation], None]
 # How equations are read: the rule sets `reader.values` of each output. Called if an input is a Param or a Feature.
 READS: Rules[Rule] = Rules()
 N = TypeVar("N", bound=Node)
-
-
-def needed_equations(trace: Trace, variables: Iterable[int], given: Container[int] = ()) -> list[Equation]:
-    """The equations that these variables depend on, in order; those in `given` have a value already."""
-    needed, kept = {v for v in variables if v not in given}, []
-    for equation in reversed(trace.equations):
-        if needed.intersection(equation.outputs):
-            needed.update(v for v in equation.inputs if v not in given)
-            kept.append(equation)
-    return kept[::-1]
 
 
 class Reader:
@@ -81,7 +71,8 @@ class Reader:
         for var in trace.data_inputs:
             self.values[var] = Known(var, long_axes(trace.shape(var)), constant=False)
         for var, value in trace.constants.items():
-            self.values[var] = Known(var, _axes_of_constant(value), constant=True)
+            varies = _axes_of_constant(value).intersection(long_axes(trace.shape(var)))
+            self.values[var] = Known(var, varies, constant=True)
         for leaf, var in enumerate(trace.param_inputs):
             factors = tuple(((d, n),) if n > 1 else () for d, n in enumerate(trace.shape(var)))
             self.values[var] = Param(ParamKey(leaf), factors)
@@ -91,14 +82,8 @@ class Reader:
         self._count += 1
         return kind(index=self._count - 1, **fields)
 
-    def part_of(self, equation: Equation, number: int) -> int:
-        """A new variable for part `number` of the work of an equation."""
-        part = -1 - number - len(self.trace.avals) * (equation.outputs[0] + 1)
-        self.producer[part] = equation
-        return part
-
     def shape(self, var: int) -> tuple[int, ...]:
-        """The shape of a variable, at batch size 1."""
+        """The shape of a variable, for one example."""
         return self.trace.shape(var)
 
     # Known variables
@@ -108,10 +93,37 @@ class Reader:
         inputs = [k for k in map(self.values.get, equation.inputs) if isinstance(k, Known)]
         constant = all(k.constant for k in inputs)
         sums = frozenset(one for k in inputs for one in k.sums)
-        shapes = [self.shape(v) for v in equation.inputs]
-        varies = varying_axes(equation.source, [k.varies for k in inputs], shapes)
+        varies = varying_axes(equation.source, [k.varies for k in inputs])
         for var, axes in zip(equation.outputs, varies, strict=True):
-            self.values[var] = Known(var, axes, constant, sums)
+            self.values[var] = Known(var, axes & long_axes(self.shape(var)), constant, sums)
+
+    def known(
+        self, equation: Equation, function: Callable[..., jax.Array], variables: Sequence[int], batch_axis: int | None
+    ) -> int:
+        """A new Known variable: a function of others that acts on each example by itself.
+
+        `batch_axis` is that of the result, and of all that the function computes on the way and that has its rank.
+        """
+        trace, first, before = self.trace, len(self.trace.avals), len(self.trace.equations)
+        out = add_function(trace, function, variables, equation.where)
+        like = trace.avals[out].shape
+        for var in range(first, len(trace.avals)):
+            shape = trace.avals[var].shape
+            has_examples = batch_axis is not None and len(shape) == len(like) and shape[batch_axis] == like[batch_axis]
+            trace.batch_axis.append(batch_axis if has_examples else None)
+            if var in trace.constants:
+                self.values[var] = Known(var, _axes_of_constant(trace.constants[var]), constant=True)
+        for step in trace.equations[before:]:
+            self.producer.update(dict.fromkeys(step.outputs, step))
+            self.read_known(step)
+        return out
+
+    def variable_like(self, var: int, equation: Equation) -> int:
+        """A new variable of the shape of another, for a part of what `equation` computes."""
+        self.trace.batch_axis.append(self.trace.batch_axis[var])
+        part = self.trace.new(self.trace.avals[var])
+        self.producer[part] = equation
+        return part
 
     def constant(self, var: int) -> float | None:
         """The value of a Known variable that is one number, the same for every example; None if it is not that."""
@@ -127,7 +139,8 @@ class Reader:
         if not isinstance(known, Known) or not known.constant or known.excess:
             return None
         if var not in self._constants:
-            self._constants[var] = self._evaluate_constant(var)
+            value = constant_value(self.trace, var)
+            self._constants[var] = None if value is None else np.asarray(self.trace.rows_of_one(var, value))
         return self._constants[var]
 
     def set_zero(self, var: int, excess: float) -> None:
@@ -135,17 +148,6 @@ class Reader:
         aval = self.trace.avals[var]
         self.trace.constants[var] = np.zeros(aval.shape, aval.dtype)
         self.values[var] = Known(var, frozenset(), constant=True, excess=excess)
-
-    def _evaluate_constant(self, var: int) -> np.ndarray | None:
-        env = dict(self.trace.constants)
-        with jax.ensure_compile_time_eval():
-            for equation in needed_equations(self.trace, [var], env):
-                values = [env[v] for v in equation.inputs]
-                if any(isinstance(v, jax.core.Tracer) for v in values):
-                    return None
-                env.update(zip(equation.outputs, equation.evaluate(values), strict=True))
-        value = env[var]
-        return None if isinstance(value, jax.core.Tracer) else np.asarray(value)
 
     def field(
         self,
@@ -219,13 +221,16 @@ class Reader:
         )
 
     def chain_equations(self, base: int, var: int) -> list[Equation]:
-        """The equations that compute `var` from `base`."""
+        """The equations that compute `var` from `base`, apart from those of constants."""
         needed, kept = {var}, []
         for out, equation in reversed(self.producer.items()):
-            if out in needed and out != base and equation not in kept:
+            if out in needed and out != base and not self._is_known(out) and equation not in kept:
                 needed.update(v for v in equation.inputs if v != base)
                 kept.append(equation)
         return kept[::-1]
+
+    def _is_known(self, var: int) -> bool:
+        return isinstance(self.values.get(var), Known)
 
     def chain_where(self, base: int, var: int) -> Where:
         """The place of the first operation between `base` and `var` that is not affine."""
@@ -238,9 +243,11 @@ class Reader:
 
     def _chain(self, base: int, var: int) -> Any:
         equations = self.chain_equations(base, var)
+        found = {v: (self.trace.avals[v], self.constant(v)) for e in equations for v in e.inputs if self._is_known(v)}
+        numbers = {v: np.broadcast_to(np.asarray(c, aval.dtype), aval.shape) for v, (aval, c) in found.items()}
 
         def function(x: jax.Array) -> Any:
-            env = {**self.trace.constants, base: x}
+            env = {**numbers, **self.trace.constants, base: x}
             for equation in equations:
                 outputs = equation.evaluate([env[v] for v in equation.inputs])
                 env.update(zip(equation.outputs, outputs, strict=True))
@@ -366,6 +373,24 @@ class Reader:
 
 
 REASONS: dict[Primitive, tuple[str, str]] = {
+    lax_p.while_p: (
+        "how often the loop runs must be known beforehand: it would be another network for each number of steps",
+        f"use a loop of a fixed length (`lax.scan`, or `lax.fori_loop` with integer bounds); or {MONTE_CARLO}",
+    ),
+    lax_p.cond_p: (
+        "which branch is taken must be a constant: a random choice, or one by the inputs, makes the features of two "
+        "examples two different functions",
+        f"choose the branch in Python, or select with `jnp.where` and a mask of the inputs; or {MONTE_CARLO}",
+    ),
+    **dict.fromkeys(
+        (lax_p.custom_jvp_call_p, lax_p.custom_vjp_call_p),
+        (
+            "a function with a derivative of its own that does not act element by element: the NTK would have to use "
+            "that derivative, which need not be that of any linear map",
+            f"leave `jax.custom_jvp` or `jax.custom_vjp` out, or use `infnet.custom_kernel`; or {MONTE_CARLO}",
+        ),
+    ),
+    lax_p.scan_p: ("a loop without any step", "leave the loop out"),
     lax_p.reduce_window_max_p: (
         "the maximum of several random values is not a linear map, and its law at infinite width has no closed form",
         f"use `nn.avg_pool`; or {MONTE_CARLO}",

@@ -28,16 +28,16 @@ def long_axes(shape: Shape) -> Axes:
     return frozenset(axis for axis, size in enumerate(shape) if size > 1)
 
 
-def varying_axes(equation: JaxprEqn, varies: Sequence[Axes], shapes: Sequence[Shape]) -> list[Axes]:
+def varying_axes(equation: JaxprEqn, varies: Sequence[Axes]) -> list[Axes]:
     """The axes along which the results of an equation may vary.
 
     Args:
         equation: any equation of a jaxpr.
         varies: the axes along which its operands may vary.
-        shapes: of its operands.
     """
     if equation.primitive in CALLS:
-        return _of_call(equation, varies, shapes)
+        return _of_call(equation, varies)
+    shapes = [_shape(v) for v in equation.invars]
     results = [_shape(v) for v in equation.outvars]
     if is_elementwise(equation):
         return [frozenset().union(*varies) & long_axes(shape) for shape in results]
@@ -50,7 +50,7 @@ def _shape(atom: Any) -> tuple[int, ...]:
     return tuple(getattr(atom.aval, "shape", ()))
 
 
-def _of_call(equation: JaxprEqn, varies: Sequence[Axes], shapes: Sequence[Shape]) -> list[Axes]:
+def _of_call(equation: JaxprEqn, varies: Sequence[Axes]) -> list[Axes]:
     closed = called_jaxpr(equation)
     env = {v: long_axes(_shape(v)) for v in closed.jaxpr.constvars}
     env.update(zip(closed.jaxpr.invars, varies, strict=True))
@@ -59,8 +59,7 @@ def _of_call(equation: JaxprEqn, varies: Sequence[Axes], shapes: Sequence[Shape]
         return frozenset() if isinstance(atom, Literal) else env[atom]
 
     for inner in closed.jaxpr.eqns:
-        own = [_shape(v) for v in inner.invars]
-        env.update(zip(inner.outvars, varying_axes(inner, [read(v) for v in inner.invars], own), strict=True))
+        env.update(zip(inner.outvars, varying_axes(inner, [read(v) for v in inner.invars]), strict=True))
     return [read(v) for v in closed.jaxpr.outvars]
 
 

@@ -31,10 +31,11 @@ class TrainingBatchNorm(nn.Module):
         return nn.Dense(2)(nn.relu(x))
 
 
-class Squeeze(nn.Module):
+class DependsOnBatchSize(nn.Module):
     @nn.compact
     def __call__(self, x):
-        return nn.Dense(1)(x).squeeze()  # here
+        x = nn.Dense(8)(x)
+        return nn.Dense(2)(nn.tanh(x) if x.shape[0] > 2 else nn.relu(x))  # here
 
 
 class Softmax(nn.Module):
@@ -132,7 +133,7 @@ REFUSED = [
     (BatchSizeInside, VECTOR, BatchAxisError, "div", "batch size"),
     (MaxPool, IMAGE, UnsupportedError, "reduce_window_max", "avg_pool"),
     (TrainingBatchNorm, VECTOR, BatchAxisError, "reduce_sum", "running statistics"),
-    (Squeeze, VECTOR, BatchAxisError, "squeeze", "each example"),
+    (DependsOnBatchSize, VECTOR, BatchAxisError, "custom_jvp_call", "out of the control flow"),
     (Softmax, VECTOR, UnsupportedError, "reduce_max", "softmax"),
     (SumOfRelus, VECTOR, NonGaussianError, "relu", "Dense or Conv layer between"),
     (TokenMixing, SEQUENCE, UnsupportedError, "dot_general", "sampling finite networks"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-STAGES = ["trace", "independence", "program", "reader", "plan", "execute", "tiling", "api"]
+STAGES = ["trace", "flatten", "separation", "independence", "program", "reader", "plan", "execute", "tiling", "api"]
 LATER = {name: set(STAGES[i + 1 :]) for i, name in enumerate(STAGES)}
 
 

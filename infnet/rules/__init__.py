@@ -11,14 +11,13 @@ import infnet.rules.contraction
 import infnet.rules.convolution
 import infnet.rules.custom
 import infnet.rules.index_linear
-from infnet.independence import Trace
 from infnet.program import Known, Program, ScaledParam
-from infnet.reader import READS, Reader, needed_equations
+from infnet.reader import READS, Reader
 from infnet.rules.channel_sums import read_known
 from infnet.rules.elementwise import read_elementwise, refuse_param
 from infnet.rules.moments import rule as rule
 from infnet.rules.outputs import read_outputs
-from infnet.trace import Equation, is_elementwise
+from infnet.trace import Equation, Trace, is_elementwise, needed_equations
 
 
 def read(

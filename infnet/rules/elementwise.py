@@ -13,7 +13,8 @@ from infnet._jax import lax_primitives as lax_p
 from infnet.errors import MONTE_CARLO
 from infnet.program import Feature, Known, Param, ScaledParam
 from infnet.reader import Reader
-from infnet.rules.masks import times_constants
+from infnet.rules.masked_weights import times_constants
+from infnet.rules.masks import read_select
 from infnet.rules.products import read_maximum, read_product
 from infnet.rules.sums import combine, scale
 from infnet.rules.trained_scales import read_scaled
@@ -32,14 +33,15 @@ def read_elementwise(reader: Reader, equation: Equation) -> None:
     elif _composes(reader, equation):
         _compose(reader, equation)
     elif equation.primitive in ADDITIVE:
-        operands = list(zip(ADDITIVE[equation.primitive], equation.inputs, strict=True))
-        combine(reader, equation, operands, equation.outputs[0])
+        combine(reader, equation, list(zip(ADDITIVE[equation.primitive], equation.inputs, strict=True)))
     elif _is_scaling(equation, values):
         scale(reader, equation)
     elif _is_trained_scaling(equation, values):
         read_scaled(reader, equation)
     elif all(isinstance(v, Feature) for v in values) and equation.primitive in OF_TWO_FEATURES:
         OF_TWO_FEATURES[equation.primitive](reader, equation)
+    elif equation.primitive is lax_p.select_n_p and isinstance(values[0], Known):
+        read_select(reader, equation)
     else:
         _refuse(reader, equation)
 

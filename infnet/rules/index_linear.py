@@ -7,14 +7,15 @@ from dataclasses import replace
 from typing import Any
 
 from infnet._jax import lax_primitives as lax_p
-from infnet._jax import split_p, stack_p
+from infnet._jax import split_p, stack_p, unstack_p
 from infnet.errors import MONTE_CARLO
 from infnet.index_maps import IndexMap, Pool, Select, Spread, Total
 from infnet.primitives.windows import Window
 from infnet.program import Atom, Feature, Param, Segment
 from infnet.reader import READS, Reader
 from infnet.rules.channel_sums import read_channel_sum
-from infnet.rules.rearrange import in_dim_order, index_linear, split_index_axes, with_unit_axes
+from infnet.rules.maps import index_linear
+from infnet.rules.rearrange import in_dim_order, split_index_axes, with_unit_axes
 from infnet.rules.sums import combine, concatenate_channels, merge_segments, place_in
 from infnet.trace import Equation
 
@@ -30,6 +31,20 @@ def read_slice(reader: Reader, equation: Equation) -> None:
     _select(reader, equation, equation.outputs[0], ranges)
 
 
+@READS.register(lax_p.dynamic_slice_p)
+def read_dynamic_slice(reader: Reader, equation: Equation) -> None:
+    """Slices that start at constants, such as the number of a step of a loop."""
+    sizes, ranges = equation.params["slice_sizes"], []
+    for var, n, size in zip(equation.inputs[1:], reader.shape(equation.inputs[0]), sizes, strict=True):
+        start = 0.0 if size == n else reader.constant(var)
+        if start is None:
+            reader.refuse(
+                equation, "a slice that starts where the inputs say", "infnet follows slices at constants only"
+            )
+        ranges.append((1, min(max(int(start), 0), n - size), size))  # as JAX does, it starts where it fits
+    _select(reader, equation, equation.outputs[0], ranges)
+
+
 @READS.register(split_p)
 def read_split(reader: Reader, equation: Equation) -> None:
     """Consecutive slices along one axis."""
@@ -39,6 +54,23 @@ def read_split(reader: Reader, equation: Equation) -> None:
         ranges[axis] = (1, start, int(size))
         _select(reader, equation, out, ranges)
         start += int(size)
+
+
+@READS.register(unstack_p)
+def read_unstack(reader: Reader, equation: Equation) -> None:
+    """The positions along one axis, or the rows of a parameter, one by one."""
+    axis = equation.params["axis"]
+    for position, out in enumerate(equation.outputs):
+        ranges = [(1, 0, n) for n in reader.shape(equation.inputs[0])]
+        ranges[axis] = (1, position, 1)
+        _select(reader, equation, out, ranges)
+        value = reader.values[out]
+        if isinstance(value, Param):
+            factors = (*value.factors[:axis], *value.factors[axis + 1 :])
+            reader.values[out] = Param(value.key, factors, value.scale)
+        elif isinstance(value, Feature):
+            dims = (*value.dims[:axis], *value.dims[axis + 1 :])
+            reader.values[out] = Feature(dims, value.channels, value.segments, out)
 
 
 @READS.register(lax_p.rev_p)
@@ -89,6 +121,9 @@ def _select(reader: Reader, equation: Equation, out: int, ranges: Sequence[Range
     var = equation.inputs[0]
     shape = reader.shape(var)
     touched = [d for d, (n, r) in enumerate(zip(shape, ranges, strict=True)) if r != (1, 0, n)]
+    if any(count == 0 for _, _, count in ranges):
+        nothing = "there is nothing that a kernel could be of"
+        reader.refuse(equation, "a result without any position", nothing, "keep positions")
     if isinstance(reader.values[var], Param):
         _slice_param(reader, equation, out, touched, ranges)
         return
@@ -236,16 +271,16 @@ def _concatenate_positions(reader: Reader, equation: Equation, parts: Sequence[t
     """The sum of (feature, its size along the axis), each padded to its place."""
     (out,) = equation.outputs
     total, start, padded = reader.shape(out)[axis], 0, []
-    for number, (feature, size) in enumerate(parts):
+    for feature, size in parts:
         ranges = [(1, 0, n) for n in feature.sizes]
         ranges[feature.dims[axis][0].number] = (1, -start, total)
         # Each part is a variable of its own, so that the sum can be read like any other.
-        part = reader.part_of(equation, number)
+        part = reader.variable_like(out, equation)
         segments = mapped(reader, equation, feature, Select(feature.sizes, tuple(ranges)), "concatenate", part)
         reader.values[part] = Feature(feature.dims, feature.channels, segments, part)
         padded.append(part)
         start += size
-    combine(reader, equation, [(1.0, part) for part in padded], out)
+    combine(reader, equation, [(1.0, part) for part in padded])
 
 
 def _feature(reader: Reader, equation: Equation, var: int) -> Feature:

@@ -1,71 +1,74 @@
-"""Parameters times constant arrays: masked convolutions, and weights that are scaled from tap to tap."""
+"""Choices between features by data: masks, and one position of each example. Each is a sum of products with 0 and 1."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import jax
-import numpy as np
+import jax.numpy as jnp
+from jax.lax import GatherScatterMode
 
-from infnet._jax import lax_primitives as lax_p
-from infnet.program import Mask, Param
+from infnet.errors import MONTE_CARLO
+from infnet.program import Feature, Known, Param
 from infnet.reader import Reader
+from infnet.rules.index_linear import with_whole_axes
+from infnet.rules.sums import combine, scaled
 from infnet.trace import Equation
 
-LINEAR_IN_ONE = frozenset({lax_p.mul_p, lax_p.div_p, lax_p.select_n_p})
+FILL = GatherScatterMode.FILL_OR_DROP
 
 
-def times_constants(reader: Reader, equation: Equation, param: Param, position: int) -> Param | None:
-    """The parameter after an operation that multiplies it by constants; None if this is not one.
-
-    Raises:
-        UnsupportedError: the constants vary along something that is not a whole axis of the parameter's array.
-    """
-    linear = equation.primitive in LINEAR_IN_ONE and not param.offset
-    factors = _factors(reader, equation, position) if linear else None
-    if factors is None:
-        return None
-    shape = [1] * len(reader.shape(reader.trace.param_inputs[param.key.leaf]))
-    for d, size in enumerate(factors.shape):
-        varies = not np.array_equal(factors, np.broadcast_to(factors.take([0], d), factors.shape))
-        if not varies:
-            factors = factors.take([0], d)
-            continue
-        names = [name for name, _ in param.factors[d]]
-        if not names:  # the parameter is repeated along this axis
-            return None
-        if len(names) != 1 or not isinstance(names[0], int):
-            reader.refuse(
-                equation,
-                "a parameter that was cut or reversed is multiplied by an array",
-                "infnet follows constants along whole axes of a parameter only",
-                "multiply the parameter before it is reshaped, or reversed",
-            )
-        shape[names[0]] = size
-    if factors.size == 1:
-        return replace(param, scale=param.scale * float(factors.flat[0]))
-    array = np.transpose(factors, _leaf_order(param, factors.shape)).reshape(shape)
-    return replace(param, mask=Mask.of(array if param.mask is None else array * param.mask.array))
+def read_select(reader: Reader, equation: Equation) -> None:
+    """`where(mask, u, v)` is mask * u + (1 - mask) * v; the mask is known, and zeros are left out."""
+    which, *cases = equation.inputs
+    if any(isinstance(reader.values[v], Param) for v in cases):
+        why = "the law of the result is then not that of the parameter"
+        reader.refuse(equation, "a parameter is selected by data", why, f"mask the feature instead; or {MONTE_CARLO}")
+    chosen = reader.constant(which)
+    if chosen is not None:
+        cases = [cases[int(chosen)]]
+        parts = cases
+    else:
+        if not reader.shape(which):
+            why = "the choice must be a constant, or be made for each example"
+            reader.refuse(equation, "one number of the inputs selects for all examples", why)
+        parts = [_part(reader, equation, which, k, v) for k, v in enumerate(cases) if reader.constant(v) != 0.0]
+    if len(parts) > 1 or isinstance(reader.values[parts[0]], Known):
+        combine(reader, equation, [(1.0, part) for part in parts])
+        return
+    feature, (out,) = reader.settled(parts[0]), equation.outputs
+    reader.values[out] = Feature(feature.dims, feature.channels, feature.segments, out)
 
 
-def _leaf_order(param: Param, shape: Sequence[int]) -> list[int]:
-    """The array axes, those along which the constants vary in the order of the parameter's own axes."""
-    return sorted(range(len(shape)), key=lambda d: param.factors[d][0][0] if shape[d] > 1 else -1)
+def _part(reader: Reader, equation: Equation, which: int, number: int, case: int) -> int:
+    """One case where it is selected, and zero elsewhere."""
+    (out,) = equation.outputs
+    dtype, axis = reader.trace.avals[out].dtype, reader.trace.batch_axis[out]
+    if isinstance(reader.values[case], Known):
+        return reader.known(equation, lambda w, x: jnp.where(w == number, x, jnp.zeros_like(x)), [which, case], axis)
+    mask = reader.known(equation, lambda w: (w == number).astype(dtype), [which], axis)
+    part = reader.variable_like(out, equation)
+    scaled(reader, replace(equation, outputs=(part,)), case, mask)
+    return part
 
 
-def _factors(reader: Reader, equation: Equation, position: int) -> np.ndarray | None:
-    """What the operation multiplies its argument at `position` by; None if it does anything else to it."""
-    constants = [None if k == position else reader.constant_array(v) for k, v in enumerate(equation.inputs)]
-    if any(c is None for k, c in enumerate(constants) if k != position):
-        return None
-    dtype = reader.trace.avals[equation.inputs[position]].dtype
+def at_position(reader: Reader, equation: Equation, axis: int, component: int) -> Feature:
+    """The operand of a gather, zero but for the position on `axis` that its known index says for each example."""
+    x, indices = equation.inputs
+    shape, batch, mode = reader.shape(x), reader.trace.batch_axis[x], equation.params["mode"]
+    positions, fill, dtype = shape[axis], equation.params["fill_value"], reader.trace.avals[x].dtype
 
-    def applied(value: float) -> np.ndarray:
-        argument = np.full(reader.shape(equation.inputs[position]), value, dtype)
-        with jax.ensure_compile_time_eval():
-            return np.asarray(equation.evaluate([argument if c is None else c for c in constants])[0])
+    def along(d: int | None, values: jax.Array) -> jax.Array:
+        return values.reshape([-1 if k == d else 1 for k in range(len(shape))])
 
-    zero, one, two = (applied(value) for value in (0.0, 1.0, 2.0))
-    linear = not zero.any() and np.isfinite(one).all() and np.array_equal(two, 2 * one)
-    return np.asarray(one, np.float64) if linear else None
+    def indicator(index: jax.Array) -> jax.Array:
+        index = along(batch, index[..., component])
+        outside = (index < 0) | (index >= positions)
+        place = along(axis, jnp.arange(positions))
+        found = (place == jnp.clip(index, 0, positions - 1)).astype(dtype)
+        return jnp.where(outside, jnp.nan if fill is None else fill, found) if mode == FILL else found
+
+    weights = reader.known(equation, indicator, [indices], batch)
+    part = reader.variable_like(x, equation)
+    scaled(reader, replace(equation, outputs=(part,)), x, weights)
+    return with_whole_axes(reader, equation, part, [axis])

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from infnet._jax import lax_primitives as lax_p
 from infnet.errors import MONTE_CARLO
 from infnet.index_maps import Matrix, Total
-from infnet.program import Atom, Feature, Param
+from infnet.program import Atom, Feature, Known, Param
 from infnet.reader import READS, Reader
 from infnet.rules.index_linear import mapped, with_whole_axes
 from infnet.rules.lookup import read_lookup
+from infnet.rules.masks import at_position
 from infnet.trace import Equation
 
 Dims = tuple[tuple[Atom, ...], ...]
@@ -53,29 +56,41 @@ def read_matrix(reader: Reader, equation: Equation, constant: int) -> None:
 
 @READS.register(lax_p.gather_p)
 def read_gather(reader: Reader, equation: Equation) -> None:
-    """Rows of a parameter, or positions of a feature at constant indices along one axis, `x[:, [2, 0, 1]]`."""
-    (x, indices), numbers = equation.inputs, equation.params["dimension_numbers"]
+    """Rows of a parameter, or positions of a feature: at constant indices along one axis, or one for each example."""
+    (x, indices), numbers, sizes = equation.inputs, equation.params["dimension_numbers"], equation.params["slice_sizes"]
     if isinstance(reader.values[x], Param):
         read_lookup(reader, equation)
         return
-    shape, wanted = reader.shape(x), reader.constant_array(indices) if isinstance(reader.values[x], Feature) else None
-    if wanted is None:
+    if not isinstance(reader.values[x], Feature) or not isinstance(reader.values[indices], Known):
         reader.refuse_operation(equation)
-    axis = numbers.start_index_map[0]
-    whole = tuple(1 if d == axis else n for d, n in enumerate(shape))
-    simple = numbers.start_index_map == numbers.collapsed_slice_dims == (axis,) and not numbers.operand_batching_dims
-    if not simple or equation.params["slice_sizes"] != whole or sum(n > 1 for n in wanted.shape[:-1]) > 1:
+    shape, index_shape = reader.shape(x), reader.shape(indices)[:-1]
+    cut = [d for d, n in enumerate(shape) if sizes[d] < n] or [numbers.start_index_map[0]]
+    if (
+        len(cut) > 1
+        or sizes[cut[0]] != 1
+        or cut[0] not in numbers.start_index_map
+        or sum(n > 1 for n in index_shape) > 1
+    ):
         reader.refuse(equation, "indexing of several axes at once", "infnet follows indices into one axis only")
-    flat = wanted.astype(np.int64).reshape(-1)
-    if flat.size and not 0 <= flat.min() <= flat.max() < shape[axis]:
-        why = f"the axis has {shape[axis]} positions, and the indices are from {flat.min()} to {flat.max()}"
-        reader.refuse(equation, "indices out of bounds", why, "use indices that exist")
-    feature = _times(reader, equation, x, axis, np.eye(shape[axis])[flat])
-    kept = iter(dim for d, dim in enumerate(feature.dims) if d != axis)
-    new = iter(feature.dims[axis] if n > 1 else () for n in wanted.shape[:-1])
+    axis = cut[0]
+    component, wanted = numbers.start_index_map.index(axis), reader.constant_array(indices)
+    if wanted is not None:
+        flat = wanted.astype(np.int64)[..., component].reshape(-1)
+        if flat.size and not 0 <= flat.min() <= flat.max() < shape[axis]:
+            why = f"the axis has {shape[axis]} positions, and the indices are from {flat.min()} to {flat.max()}"
+            reader.refuse(equation, "indices out of bounds", why, "use indices that exist")
+        feature = _times(reader, equation, x, axis, np.eye(shape[axis])[flat])
+    elif math.prod(index_shape) == 1:
+        feature = at_position(reader, equation, axis, component)
+    else:
+        what, why = "several indices that depend on the inputs", "infnet has a rule for one index of each example"
+        reader.refuse(equation, what, why)
+    gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
+    kept = iter(() if d == axis else dim for d, dim in enumerate(feature.dims) if d not in gone)
+    new = iter(feature.dims[axis] if n > 1 else () for n in index_shape)
     count = len(reader.shape(equation.outputs[0]))
     dims = tuple(next(kept) if d in numbers.offset_dims else next(new) for d in range(count))
-    _set(reader, equation, feature, dims, axis if len(flat) == 1 else None)
+    _set(reader, equation, feature, dims, axis if math.prod(index_shape) == 1 else None)
 
 
 def _times(reader: Reader, equation: Equation, var: int, axis: int, matrix: np.ndarray) -> Feature:

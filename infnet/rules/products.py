@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, NoReturn
 
 import jax
@@ -71,15 +72,15 @@ def _product(reader: Reader, equation: Equation, left: Segment, right: Segment) 
 def read_maximum(reader: Reader, equation: Equation) -> None:
     """max(u, w) = (u + w)/2 + |u - w|/2, min with a minus sign; where they are equal, JAX takes half of each slope."""
     (left, right), where = equation.inputs, equation.where
-    difference, size = reader.part_of(equation, 0), reader.part_of(equation, 1)
-    combine(reader, equation, [(1.0, left), (-1.0, right)], difference)
+    difference, size = (reader.variable_like(equation.outputs[0], equation) for _ in range(2))
+    combine(reader, replace(equation, outputs=(difference,)), [(1.0, left), (-1.0, right)])
     feature = reader.values[difference]
     assert isinstance(feature, Feature)
     absolute = recognise(jax.make_jaxpr(jnp.abs)(jax.ShapeDtypeStruct((2,), jnp.float32)), where)
     segments = reader.replace_nodes(feature, lambda node: reader.elementwise(node, absolute, where), size)
     reader.values[size] = Feature(feature.dims, feature.channels, segments, size)
     sign = 0.5 if equation.primitive is lax_p.max_p else -0.5
-    combine(reader, equation, [(0.5, left), (0.5, right), (sign, size)], equation.outputs[0])
+    combine(reader, equation, [(0.5, left), (0.5, right), (sign, size)])
 
 
 # Moments

@@ -12,8 +12,9 @@ from infnet._jax import tile_p
 from infnet.atoms import regroup
 from infnet.errors import Where
 from infnet.index_maps import Rearrange
-from infnet.program import Atom, Feature, IndexLinear, Node, Param, Segment, Term
+from infnet.program import Atom, Feature, Node, Param, Segment, Term
 from infnet.reader import READS, Reader
+from infnet.rules.maps import index_linear
 from infnet.trace import Equation
 
 
@@ -214,23 +215,6 @@ def _mapped(reader: Reader, feature: Feature, mapping: Rearrange, var: int) -> t
     where = reader.producer[var].where if var in reader.producer else Where()
     return reader.replace_nodes(
         feature, lambda node: index_linear(reader, node, mapping, mapping.shape, where, "reshape"), var
-    )
-
-
-def index_linear(reader: Reader, node: Node, mapping: Any, sizes: tuple[int, ...], where: Where, rule: str) -> Node:
-    """The node of a linear map of positions."""
-    return reader.new(
-        IndexLinear,
-        sizes=sizes,
-        where=where,
-        leaves=node.leaves,
-        gaussian=node.gaussian,
-        zero_mean=node.zero_mean,
-        uniform=node.uniform,
-        scales=node.scales,
-        operand=node,
-        map=mapping,
-        rule=rule,
     )
 
 

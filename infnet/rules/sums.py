@@ -34,13 +34,12 @@ def scale(reader: Reader, equation: Equation) -> None:
     """A feature times (or divided by) an array of known values."""
     feature = next(v for v in equation.inputs if isinstance(reader.values[v], Feature))
     known = next(v for v in equation.inputs if v != feature)
-    power = 1 if equation.primitive is lax_p.mul_p else -1
-    scale_by_known(reader, equation, feature, known, power, equation.outputs[0])
+    scaled(reader, equation, feature, known, 1 if equation.primitive is lax_p.mul_p else -1)
 
 
-def scale_by_known(reader: Reader, equation: Equation, feature: int, known: int, power: int, out: int) -> None:
-    """Set `out` to a feature times a Known variable, or divided by it; the result has the shape of the equation's."""
-    value = reader.values[known]
+def scaled(reader: Reader, equation: Equation, feature: int, known: int, power: int = 1) -> None:
+    """Read the output of `equation` as a feature times a Known variable to this power."""
+    (out,), value = equation.outputs, reader.values[known]
     if isinstance(value, Known) and value.excess and not value.squares:
         reader.refuse_fluctuating(equation)
     template = common_template(reader, equation, [feature])
@@ -60,8 +59,9 @@ def scale_by_known(reader: Reader, equation: Equation, feature: int, known: int,
     reader.values[out] = with_template(template, pieces, out)
 
 
-def combine(reader: Reader, equation: Equation, operands: Sequence[tuple[float, int]], out: int) -> None:
-    """Set `out` to the sum of coefficient * operand, each a Feature, a Known or a Param of broadcasting shapes."""
+def combine(reader: Reader, equation: Equation, operands: Sequence[tuple[float, int]]) -> None:
+    """Read the output of `equation` as the sum of coefficient * operand: Features, Knowns and Params."""
+    (out,) = equation.outputs
     features = [v for _, v in operands if isinstance(reader.values[v], Feature)]
     template = common_template(reader, equation, features)
     placed = {v: aligned(reader, equation, v, template) for v in features}

@@ -44,7 +44,7 @@ from infnet.program import (
     shifted,
 )
 from infnet.reader import Reader
-from infnet.rules.sums import Template, aligned, common_template, index_sizes, scale_by_known, starts, with_template
+from infnet.rules.sums import Template, aligned, common_template, index_sizes, scaled, starts, with_template
 from infnet.trace import Equation
 
 
@@ -53,9 +53,9 @@ def read_scaled(reader: Reader, equation: Equation) -> None:
     feature, param = sorted(equation.inputs, key=lambda v: not isinstance(reader.values[v], Feature))
     value, (out,) = reader.values[param], equation.outputs
     known = value.factors if isinstance(value, ScaledParam) else ()
-    for number, (var, power) in enumerate(known):
-        part = reader.part_of(equation, number)
-        scale_by_known(reader, equation, feature, var, power, part)
+    for var, power in known:
+        part = reader.variable_like(out, equation)
+        scaled(reader, replace(equation, outputs=(part,)), feature, var, power)
         feature = part
     leaf = reader.param(value.param if isinstance(value, ScaledParam) else param)
     template = common_template(reader, equation, [feature])
