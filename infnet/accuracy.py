@@ -14,8 +14,8 @@ from infnet.activations.series import SeriesActivation
 from infnet.computation import Computation
 from infnet.errors import NumericalError, UnsupportedError
 from infnet.execute import Weights, example_values, steps_one_by_one
+from infnet.nodes import Elementwise
 from infnet.plan import Ask, Moments, Plan, variance
-from infnet.program import Elementwise
 
 
 def series_nodes(plan: Plan) -> list[Elementwise]:

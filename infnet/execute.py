@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from infnet.activations import Activation
 from infnet.errors import UnsupportedError
 from infnet.layout import restrict
+from infnet.nodes import ChannelSum, Elementwise, Field, Param
 from infnet.plan import Ask, AskMean, Moments, Plan, Request, Step, fields, sided
-from infnet.program import ChannelSum, Elementwise, Field, Param
 from infnet.trace import Trace, needed_equations
 
 

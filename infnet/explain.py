@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from infnet.computation import Computation
+from infnet.nodes import Contraction, GroupedConvolution
 from infnet.plan import Ask
 from infnet.priors import Prior
-from infnet.program import Contraction, GroupedConvolution
 
 NARROW = 16
 

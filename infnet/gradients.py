@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from infnet.program import Aggregation, IndexLinear, Node, Scaled, ScaleGradient, Sum, Term
+from infnet.nodes import Aggregation, IndexLinear, Node, Scaled, ScaleGradient, Sum, Term
 
 if TYPE_CHECKING:
     from infnet.reader import Reader

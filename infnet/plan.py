@@ -17,7 +17,7 @@ import jax
 
 from infnet.errors import Where
 from infnet.layout import Layout
-from infnet.program import Aggregation, Field, KnownNode, Lookup, Node, Sum, meet, shifted
+from infnet.nodes import Aggregation, Field, KnownNode, Lookup, Node, Sum, meet, shifted
 
 Side = tuple[int, int]  # which example (1 or 2) the left and the right feature are evaluated on
 

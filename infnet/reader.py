@@ -20,21 +20,8 @@ from infnet.activations import Activation, recognise
 from infnet.errors import MONTE_CARLO, UnsupportedError, Where
 from infnet.flatten import add_function
 from infnet.gradients import scale_gradients
-from infnet.program import (
-    Elementwise,
-    Feature,
-    Field,
-    Known,
-    Node,
-    OneNode,
-    Param,
-    ParamKey,
-    Segment,
-    Sum,
-    Term,
-    Value,
-    shifted,
-)
+from infnet.nodes import Elementwise, Field, Node, OneNode, Param, ParamKey, Sum, Term, shifted
+from infnet.program import Feature, Known, Segment, Value
 from infnet.registry import Rules
 from infnet.trace import Equation, Trace, constant_value
 from infnet.variation import long_axes, varying_axes

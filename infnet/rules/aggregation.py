@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from infnet.errors import MONTE_CARLO
-from infnet.program import Aggregation, Atom, Feature, Field, Known, Node
+from infnet.nodes import Aggregation, Field, Node
+from infnet.program import Atom, Feature, Known
 from infnet.reader import Reader
 from infnet.rules.rearrange import in_dim_order
 from infnet.trace import Equation

@@ -19,9 +19,10 @@ import jax.numpy as jnp
 
 from infnet._jax import lax_primitives as lax_p
 from infnet.layout import Layout, to_sides
+from infnet.nodes import ChannelSum, Field, Node, Sum, SummedPart, Term
 from infnet.plan import Ask, AskMean, Request, Step, ask, variance
 from infnet.primitives.stored import stored
-from infnet.program import ChannelSum, Feature, Field, Known, Node, Segment, Sum, SummedPart, Term
+from infnet.program import Feature, Known, Segment
 from infnet.reader import Reader
 from infnet.rules.rearrange import in_dim_order
 from infnet.trace import Equation

@@ -10,10 +10,11 @@ from typing import Any
 from infnet._jax import lax_primitives as lax_p
 from infnet.errors import MONTE_CARLO, UnsupportedError
 from infnet.layout import Layout, spread_coincident
+from infnet.nodes import Contraction, KnownNode, Node, Param, ParamKey, Term
 from infnet.plan import Ask, Moments, Step, ask
 from infnet.primitives.contraction import Geometry, contraction
 from infnet.primitives.windows import Window, conv_offsets
-from infnet.program import Atom, Contraction, Feature, Known, KnownNode, Node, Param, ParamKey, Segment, Term
+from infnet.program import Atom, Feature, Known, Segment
 from infnet.reader import READS, Reader
 from infnet.rules.aggregation import read_aggregation
 from infnet.rules.matrix import is_matrix, read_matrix

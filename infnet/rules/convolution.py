@@ -11,10 +11,11 @@ import numpy as np
 
 from infnet._jax import lax_primitives as lax_p
 from infnet.index_maps import Filter, Select, Spread
+from infnet.nodes import GroupedConvolution, Param, ParamKey
 from infnet.plan import Ask, Moments, Step
 from infnet.primitives.contraction import Geometry
 from infnet.primitives.windows import Window
-from infnet.program import Atom, Feature, GroupedConvolution, Known, Param, ParamKey, Segment
+from infnet.program import Atom, Feature, Known, Segment
 from infnet.reader import READS, Reader
 from infnet.rules.contraction import (
     Weight,

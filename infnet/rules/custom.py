@@ -13,9 +13,10 @@ from infnet.custom import Weight, custom_kernel_p
 from infnet.errors import MONTE_CARLO, InputError, NonGaussianError, UnsupportedError
 from infnet.kernel import Kernel
 from infnet.layout import filled, spread_left, spread_right
+from infnet.nodes import Custom, Node, Param
 from infnet.plan import Ask, Moments, Step, ask, variance
 from infnet.primitives.stored import stored
-from infnet.program import Custom, Feature, Node, Param, Segment
+from infnet.program import Feature, Segment
 from infnet.reader import READS, Reader
 from infnet.rules.contraction import input_feature
 from infnet.rules.rearrange import in_dim_order, new_channels

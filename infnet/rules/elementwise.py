@@ -11,7 +11,8 @@ import numpy as np
 
 from infnet._jax import lax_primitives as lax_p
 from infnet.errors import MONTE_CARLO
-from infnet.program import Feature, Known, Param, ScaledParam
+from infnet.nodes import Param
+from infnet.program import Feature, Known, ScaledParam
 from infnet.reader import Reader
 from infnet.rules.masked_weights import times_constants
 from infnet.rules.masks import read_select

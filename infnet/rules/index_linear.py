@@ -10,8 +10,9 @@ from infnet._jax import lax_primitives as lax_p
 from infnet._jax import split_p, stack_p, unstack_p
 from infnet.errors import MONTE_CARLO
 from infnet.index_maps import IndexMap, Pool, Select, Spread, Total
+from infnet.nodes import Param
 from infnet.primitives.windows import Window
-from infnet.program import Atom, Feature, Param, Segment
+from infnet.program import Atom, Feature, Segment
 from infnet.reader import READS, Reader
 from infnet.rules.channel_sums import read_channel_sum
 from infnet.rules.maps import index_linear

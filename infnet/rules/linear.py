@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from infnet.index_maps import IndexMap, InputMatrix
 from infnet.layout import Layout, filled, from_sides, inner, restrict, spread_left, spread_right, to_sides
+from infnet.nodes import Aggregation, Field, IndexLinear, Node, Scaled, Sum, Term
 from infnet.plan import Ask, Moments, Step, ask
-from infnet.program import Aggregation, Field, IndexLinear, Node, Scaled, Sum, Term
 from infnet.rules.trained_scales import scaled_step
 
 LINEAR = (Sum, IndexLinear, Aggregation, Scaled)

@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from infnet.layout import filled, spread_left, spread_right
+from infnet.nodes import Lookup
 from infnet.plan import Ask, Moments, Step
-from infnet.program import Atom, Feature, Known, Lookup, Segment
+from infnet.program import Atom, Feature, Known, Segment
 from infnet.reader import Reader
 from infnet.rules.rearrange import new_channels
 from infnet.trace import Equation

@@ -10,7 +10,7 @@ from typing import Any
 
 from infnet.errors import Where
 from infnet.index_maps import IndexMap, Rearrange, Select, Total
-from infnet.program import IndexLinear, Node, Sum, Term
+from infnet.nodes import IndexLinear, Node, Sum, Term
 from infnet.reader import Reader
 
 

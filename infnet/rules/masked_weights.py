@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from infnet._jax import lax_primitives as lax_p
-from infnet.program import Mask, Param
+from infnet.nodes import Mask, Param
 from infnet.reader import Reader
 from infnet.trace import Equation
 

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jax.lax import GatherScatterMode
 
 from infnet.errors import MONTE_CARLO
-from infnet.program import Feature, Known, Param
+from infnet.nodes import Param
+from infnet.program import Feature, Known
 from infnet.reader import Reader
 from infnet.rules.index_linear import with_whole_axes
 from infnet.rules.sums import combine, scaled

@@ -9,7 +9,8 @@ import numpy as np
 from infnet._jax import lax_primitives as lax_p
 from infnet.errors import MONTE_CARLO
 from infnet.index_maps import Matrix, Total
-from infnet.program import Atom, Feature, Known, Param
+from infnet.nodes import Param
+from infnet.program import Atom, Feature, Known
 from infnet.reader import READS, Reader
 from infnet.rules.index_linear import mapped, with_whole_axes
 from infnet.rules.lookup import read_lookup

@@ -15,8 +15,7 @@ import jax.numpy as jnp
 
 from infnet.errors import MONTE_CARLO, UnsupportedError
 from infnet.layout import coincident, filled, inner, spread_left, spread_right
-from infnet.plan import Ask, AskMean, Moments, Request, Step, fields
-from infnet.program import (
+from infnet.nodes import (
     Aggregation,
     ChannelSum,
     Contraction,
@@ -35,6 +34,7 @@ from infnet.program import (
     Sum,
     Unfolded,
 )
+from infnet.plan import Ask, AskMean, Moments, Request, Step, fields
 from infnet.rules.channel_sums import channel_sum_step
 from infnet.rules.contraction import contraction_step
 from infnet.rules.convolution import grouped_step

@@ -14,9 +14,9 @@ from infnet.activations.joint import Report
 from infnet.activations.protocol import Means
 from infnet.errors import MONTE_CARLO, NonGaussianError, UnsupportedError
 from infnet.layout import Layout, filled, spread_left, spread_right
+from infnet.nodes import Aggregation, Elementwise, IndexLinear, KnownNode, Node, OneNode, Product, Scaled, Sum
 from infnet.plan import Ask, AskMean, Moments, Request, Step, ask, variance
 from infnet.primitives.stored import stored
-from infnet.program import Aggregation, Elementwise, IndexLinear, KnownNode, Node, OneNode, Product, Scaled, Sum
 from infnet.rules.trained_scales import Direction, ScaleShares, derivative, refuse_ntk
 
 Spread = Callable[[Layout, jax.Array], jax.Array]

@@ -27,8 +27,9 @@ from infnet._jax import lax_primitives as lax_p
 from infnet.activations import recognise
 from infnet.errors import MONTE_CARLO, NonGaussianError, UnsupportedError
 from infnet.layout import Layout, filled, spread_left, spread_right
+from infnet.nodes import Leaf, Node, Product, Term, meet, shifted
 from infnet.plan import Ask, AskMean, Moments, Request, Step, ask
-from infnet.program import Feature, Leaf, Node, Product, Segment, Term, meet, shifted
+from infnet.program import Feature, Segment
 from infnet.reader import Reader
 from infnet.rules.sums import aligned, combine, common_template, cuts, index_sizes, segment_at, with_template
 from infnet.rules.trained_scales import refuse_ntk

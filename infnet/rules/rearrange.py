@@ -12,7 +12,8 @@ from infnet._jax import tile_p
 from infnet.atoms import regroup
 from infnet.errors import Where
 from infnet.index_maps import Rearrange
-from infnet.program import Atom, Feature, Node, Param, Segment, Term
+from infnet.nodes import Node, Param, Term
+from infnet.program import Atom, Feature, Segment
 from infnet.reader import READS, Reader
 from infnet.rules.maps import index_linear
 from infnet.trace import Equation

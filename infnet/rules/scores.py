@@ -6,7 +6,8 @@ import math
 import string
 from collections.abc import Sequence
 
-from infnet.program import Atom, Feature, SummedPart
+from infnet.nodes import SummedPart
+from infnet.program import Atom, Feature
 from infnet.reader import Reader
 from infnet.rules.channel_sums import define_sum, magnitude
 from infnet.rules.rearrange import in_dim_order

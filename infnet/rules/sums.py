@@ -10,19 +10,8 @@ from dataclasses import replace
 from infnet._jax import lax_primitives as lax_p
 from infnet.atoms import common_factors
 from infnet.errors import MONTE_CARLO
-from infnet.program import (
-    Atom,
-    Feature,
-    Field,
-    Known,
-    KnownNode,
-    Node,
-    Param,
-    ParamKey,
-    ParamNode,
-    Segment,
-    Term,
-)
+from infnet.nodes import Field, KnownNode, Node, Param, ParamKey, ParamNode, Term
+from infnet.program import Atom, Feature, Known, Segment
 from infnet.reader import Reader
 from infnet.rules.rearrange import in_dim_order, split_index_axes, with_unit_axes
 from infnet.trace import Equation

@@ -30,19 +30,9 @@ import jax.numpy as jnp
 
 from infnet.errors import MONTE_CARLO, UnsupportedError
 from infnet.layout import Layout, coincident, spread_left, spread_right
+from infnet.nodes import Elementwise, Param, ParamKey, Scaled, ScaleGradient, Term, shifted
 from infnet.plan import Ask, AskMean, Moments, Request, Step, ask
-from infnet.program import (
-    Elementwise,
-    Feature,
-    Param,
-    ParamKey,
-    Scaled,
-    ScaledParam,
-    ScaleGradient,
-    Segment,
-    Term,
-    shifted,
-)
+from infnet.program import Feature, ScaledParam, Segment
 from infnet.reader import Reader
 from infnet.rules.sums import Template, aligned, common_template, index_sizes, scaled, starts, with_template
 from infnet.trace import Equation

@@ -17,8 +17,9 @@ import jax.numpy as jnp
 
 from infnet.errors import MONTE_CARLO, UnsupportedError
 from infnet.layout import Layout, coincident, filled, spread_left, spread_right
+from infnet.nodes import Unfolded
 from infnet.plan import Ask, AskMean, Moments, Step
-from infnet.program import Atom, Feature, Segment, Unfolded
+from infnet.program import Atom, Feature, Segment
 from infnet.reader import Reader
 from infnet.trace import Equation
 
