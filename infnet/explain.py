@@ -74,6 +74,7 @@ def explain(
     remarks = [f"{parameterization} parameterization; NNGP and NTK per output channel, computed in {dtype}"]
     if error:
         remarks.append(f"in the last call, the relative error of each of these kernels was at most {error:.2g}")
+    remarks.extend(computation.program.remarks)
     if widths:
         width, module = min(widths)
         remarks.append(f"channels sent to infinity; the smallest width is {width} ({module})")

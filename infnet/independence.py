@@ -36,6 +36,7 @@ SIZES: dict[Primitive, str] = {
     lax_p.gather_p: "slice_sizes",
     split_p: "sizes",
     tile_p: "reps",
+    lax_p.random_bits_p: "shape",
 }
 
 

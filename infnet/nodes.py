@@ -240,6 +240,25 @@ class ScaleGradient(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
+class Dropped(Node):
+    """Channel c is channel c + start of `operand` times a random number of every example.
+
+    Attributes:
+        operand, start: what is multiplied.
+        noise: which numbers these are.
+        mean, second: their mean and second moment.
+        axes: the index axes along which every position has a number of its own.
+    """
+
+    operand: Node = field(kw_only=True)
+    start: int = field(kw_only=True)
+    noise: ParamKey = field(kw_only=True)
+    mean: float = field(kw_only=True)
+    second: float = field(kw_only=True)
+    axes: tuple[int, ...] = field(kw_only=True)
+
+
+@dataclass(frozen=True, eq=False)
 class Product(Node):
     """Channel c is the product of channels c + starts[0] and c + starts[1] of the two factors."""
 

@@ -52,6 +52,14 @@ class Known:
 
 
 @dataclass(frozen=True)
+class Noise:
+    """A variable of random numbers, drawn for every example; `varies`: the axes with independent numbers."""
+
+    var: int
+    varies: frozenset[int]
+
+
+@dataclass(frozen=True)
 class ScaledParam:
     """The parameter variable `param` times Known variables (to the power 1 or -1) of broadcasting shapes."""
 
@@ -103,7 +111,7 @@ class Feature:
         return (self.channels if atom.is_channel else self.sizes)[atom.number]
 
 
-Value = Known | Param | ScaledParam | Feature
+Value = Known | Noise | Param | ScaledParam | Feature
 
 
 @dataclass(frozen=True)
@@ -168,9 +176,11 @@ class Program:
     Attributes:
         trace: the equations.
         outputs: what kernels are computed of.
+        remarks: what a reader of `explain()` should know.
         fixed_scales: the parameters (by leaf) that multiply features and were taken for constants at initialisation.
     """
 
     trace: Trace
     outputs: tuple[OutputPair, ...]
     fixed_scales: frozenset[int] = frozenset()
+    remarks: tuple[str, ...] = ()

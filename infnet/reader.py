@@ -47,6 +47,8 @@ class Reader:
         self.varying = varying
         self.constant_params = constant
         self.fixed_scales: set[int] = set()
+        self.remarks: list[str] = []
+        self.noise_roots: frozenset[bytes] = frozenset()  # the keys of the random numbers that were used
         self.values: dict[int, Value] = {}
         self.producer: dict[int, Equation] = {}
         self.param_uses: dict[int, dict[ParamKey, Any]] = {}

@@ -19,7 +19,16 @@ Rule = Callable[[Trace, Equation, list[int | None]], int | None]
 RULES: Rules[Rule] = Rules()
 
 
-@RULES.register(optimization_barrier_p, custom_kernel_p, lax_p.real_p, lax_p.imag_p, lax_p.conj_p)
+@RULES.register(
+    optimization_barrier_p,
+    custom_kernel_p,
+    lax_p.real_p,
+    lax_p.imag_p,
+    lax_p.conj_p,
+    lax_p.shift_left_p,
+    lax_p.shift_right_logical_p,
+    lax_p.bitcast_convert_type_p,
+)
 def same_axis(trace: Trace, equation: Equation, axes: list[int | None]) -> int | None:
     """The one axis that all operands that hold examples hold them on."""
     found = {axis for axis in axes if axis is not None}
@@ -210,6 +219,12 @@ def _scatter(trace: Trace, equation: Equation, axes: list[int | None]) -> int | 
 @RULES.register(lax_p.iota_p)
 def _iota(trace: Trace, equation: Equation, axes: list[int | None]) -> int | None:
     return _avoids(trace.batch_axis[equation.outputs[0]], (equation.params["dimension"],))
+
+
+@RULES.register(lax_p.random_bits_p)
+def _random_bits(trace: Trace, equation: Equation, axes: list[int | None]) -> int | None:
+    # Every element is drawn by itself, so every example is, unless the key depends on them.
+    return trace.batch_axis[equation.outputs[0]] if all(axis is None for axis in axes) else None
 
 
 @RULES.register(tile_p)

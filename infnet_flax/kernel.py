@@ -39,7 +39,8 @@ def kernel_fn(
             `variables` dictionary will do. Otherwise BatchNorm statistics are mean 0 and variance 1.
         priors: parameters whose law is given here rather than read off the initialiser, by path or glob.
         init_kwargs: keyword arguments of `module.init`.
-        call_kwargs: keyword arguments of `module.apply` (`{"train": False}`); also given to `init`.
+        call_kwargs: keyword arguments of `module.apply` (`{"train": False}`); also given to `init`. With
+            `{"deterministic": False, "rngs": {"dropout": key}}` the kernel is that of the network with dropout.
         **options: of `infnet.kernel_fn` (`parameterization`, `trainable`, `lr_scale`, `output`).
 
     Raises:
@@ -50,9 +51,10 @@ def kernel_fn(
         raise InputError(f"kernel_fn takes a flax.linen Module instance, not {module!r}")
     inputs = example_x if isinstance(example_x, tuple) else (example_x,)
     call_kwargs = dict(call_kwargs or {})
+    rngs = call_kwargs.pop("rngs", None) or {}
 
     def init(key: jax.Array, *args: PyTree) -> PyTree:
-        return module.init(key, *args, **{**call_kwargs, **(init_kwargs or {})})
+        return module.init({**rngs, "params": key}, *args, **{**call_kwargs, **(init_kwargs or {})})
 
     laws = infnet.infer_priors(init, *inputs)
     laws = infnet.override_priors(laws, priors) if priors else laws
@@ -61,9 +63,9 @@ def kernel_fn(
     def apply(params: PyTree, *args: PyTree) -> PyTree:
         variables = {**state, "params": params}
         if not state:
-            return module.apply(variables, *args, **call_kwargs)
-        output, _ = module.apply(variables, *args, **call_kwargs, mutable=list(state))  # what they become is not used
-        return output
+            return module.apply(variables, *args, rngs=rngs, **call_kwargs)
+        output, _ = module.apply(variables, *args, rngs=rngs, **call_kwargs, mutable=list(state))
+        return output  # what the other collections become is not used
 
     return infnet.kernel_fn(apply, laws.get("params", {}), example_x, **options)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import haiku as hk
+import jax
 
 import infnet
 from infnet.errors import InputError
@@ -23,6 +24,7 @@ def kernel_fn(
     example_x: PyTree,
     *,
     priors: Mapping[str, infnet.Prior] | None = None,
+    rng: jax.Array | None = None,
     **options: Any,
 ) -> infnet.KernelFn:
     """The kernel function of a Haiku transform, as it is.
@@ -32,6 +34,8 @@ def kernel_fn(
         example_x: an input `(n, ...)`, or a tuple of inputs if the function takes several.
             Only shapes and dtypes count.
         priors: parameters whose law is given here rather than read off the initialiser, by path or glob.
+        rng: the key that `transformed.apply` is called with, for models with dropout: the kernel is that of the network
+            with it, and does not depend on the key.
         **options: of `infnet.kernel_fn` (`parameterization`, `trainable`, `lr_scale`, `output`).
 
     Raises:
@@ -46,6 +50,6 @@ def kernel_fn(
     takes_rng = "rng" in inspect.signature(transformed.apply).parameters
 
     def apply(params: PyTree, *args: PyTree) -> PyTree:
-        return transformed.apply(params, None, *args) if takes_rng else transformed.apply(params, *args)
+        return transformed.apply(params, rng, *args) if takes_rng else transformed.apply(params, *args)
 
     return infnet.kernel_fn(apply, laws, example_x, **options)

@@ -85,6 +85,9 @@ def test_different_queries_and_keys_attend_uniformly():
     average = infnet_flax.kernel_fn(Model(lambda module, width, x: dense(width)(x).mean(1), 8), x)
     for get in ("nngp", "ntk"):
         np.testing.assert_allclose(untied(x, get=get), average(x, get=get), rtol=1e-12)
+    remarks = " ".join(untied.explain().remarks)
+    assert "attend to all positions alike" in remarks
+    assert "test_attention.py" in remarks
 
 
 def scaled_by_root(module, width, x):

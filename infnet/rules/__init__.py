@@ -11,9 +11,10 @@ import infnet.rules.contraction
 import infnet.rules.convolution
 import infnet.rules.custom
 import infnet.rules.index_linear
-from infnet.program import Known, Program, ScaledParam
+from infnet.program import Known, Noise, Program, ScaledParam
 from infnet.reader import READS, Reader
 from infnet.rules.channel_sums import read_known
+from infnet.rules.dropout import is_noise, read_dropout, read_noise
 from infnet.rules.elementwise import read_elementwise, refuse_param
 from infnet.rules.moments import rule as rule
 from infnet.rules.outputs import read_outputs
@@ -44,17 +45,22 @@ def read(
     for equation in needed_equations(trace, trace.outputs):
         reader.producer.update(dict.fromkeys(equation.outputs, equation))
         _check_not_empty(reader, equation)
-        if all(isinstance(reader.values[v], Known) for v in equation.inputs):
+        kinds = {type(reader.values[v]) for v in equation.inputs}
+        if is_noise(reader, equation) or (Noise in kinds and kinds <= {Known, Noise}):
+            read_noise(reader, equation)
+        elif Noise in kinds:
+            read_dropout(reader, equation)
+        elif kinds <= {Known}:
             read_known(reader, equation)
         elif is_elementwise(equation.source):
             read_elementwise(reader, equation)
-        elif any(isinstance(reader.values[v], ScaledParam) for v in equation.inputs):
+        elif ScaledParam in kinds:
             refuse_param(reader, equation)
         elif equation.primitive in READS:
             READS[equation.primitive](reader, equation)
         else:
             reader.refuse_operation(equation)
-    return Program(trace, read_outputs(reader, cross), frozenset(reader.fixed_scales))
+    return Program(trace, read_outputs(reader, cross), frozenset(reader.fixed_scales), tuple(reader.remarks))
 
 
 def _check_not_empty(reader: Reader, equation: Equation) -> None:

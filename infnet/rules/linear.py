@@ -10,11 +10,12 @@ import jax.numpy as jnp
 
 from infnet.index_maps import IndexMap, InputMatrix
 from infnet.layout import Layout, filled, from_sides, inner, restrict, spread_left, spread_right, to_sides
-from infnet.nodes import Aggregation, Field, IndexLinear, Node, Scaled, Sum, Term
+from infnet.nodes import Aggregation, Dropped, Field, IndexLinear, Node, Scaled, Sum, Term
 from infnet.plan import Ask, Moments, Step, ask
+from infnet.rules.dropout import dropped_step
 from infnet.rules.trained_scales import scaled_step
 
-LINEAR = (Sum, IndexLinear, Aggregation, Scaled)
+LINEAR = (Sum, IndexLinear, Aggregation, Scaled, Dropped)
 
 
 def linear_step(request: Ask) -> Step:
@@ -22,6 +23,8 @@ def linear_step(request: Ask) -> Step:
     u, v = request.u, request.v
     if isinstance(u, Scaled) and isinstance(v, Scaled):
         return scaled_step(request)
+    if isinstance(u, Dropped) and isinstance(v, Dropped):
+        return dropped_step(request)
     if isinstance(u, IndexLinear) and isinstance(v, IndexLinear) and u.map == v.map:
         return _map_both(request, u, v)
     if isinstance(u, Sum) and isinstance(v, Sum) and u is v:
@@ -31,6 +34,8 @@ def linear_step(request: Ask) -> Step:
     later = u if later_left else v
     if isinstance(later, Scaled):
         return scaled_step(request)
+    if isinstance(later, Dropped):
+        return dropped_step(request)
     if isinstance(later, Sum):
         return _sum(request, later.terms, _whole(v)) if later_left else _sum(request, _whole(u), later.terms)
     assert isinstance(later, IndexLinear | Aggregation)

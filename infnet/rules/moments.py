@@ -20,6 +20,7 @@ from infnet.nodes import (
     ChannelSum,
     Contraction,
     Custom,
+    Dropped,
     Elementwise,
     Field,
     GroupedConvolution,
@@ -39,6 +40,7 @@ from infnet.rules.channel_sums import channel_sum_step
 from infnet.rules.contraction import contraction_step
 from infnet.rules.convolution import grouped_step
 from infnet.rules.custom import custom_step
+from infnet.rules.dropout import mean_of_dropped
 from infnet.rules.linear import LINEAR, index_map, linear_step
 from infnet.rules.lookup import lookup_step
 from infnet.rules.nonlinear import mean_of_elementwise, mixed_step, nonlinear_step
@@ -194,6 +196,7 @@ MEANS: dict[type[Node], Callable[[AskMean, Any], Step]] = {
     IndexLinear: _mean_of_mapped,
     Aggregation: _mean_of_mapped,
     Scaled: mean_of_scaled,
+    Dropped: mean_of_dropped,
     Product: mean_of_product,
     Elementwise: mean_of_elementwise,
     Unfolded: mean_of_unfolded,

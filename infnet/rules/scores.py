@@ -45,6 +45,12 @@ def read_scores(reader: Reader, equation: Equation) -> None:
     subscripts = f"{''.join(operands)}->{''.join(kept)}"
     axes = [dim for _, dim in dims]
     define_sum(reader, equation, parts, subscripts, axes, count * largest, squares=False, pairs=True)
+    value = reader.values[equation.outputs[0]]
+    if isinstance(value, Known) and value.constant and not value.excess:
+        reader.remarks.append(
+            f"the products summed over channels at {equation.where} vanish at infinite width, their factors having "
+            "different weights: as scores, they attend to all positions alike"
+        )
 
 
 def _matched(
