@@ -7,7 +7,7 @@ import string
 from collections.abc import Sequence
 
 from infnet.nodes import SummedPart
-from infnet.program import Atom, Feature
+from infnet.program import Atom, Feature, Known
 from infnet.reader import Reader
 from infnet.rules.channel_sums import define_sum, magnitude
 from infnet.rules.rearrange import in_dim_order
@@ -46,7 +46,7 @@ def read_scores(reader: Reader, equation: Equation) -> None:
     axes = [dim for _, dim in dims]
     define_sum(reader, equation, parts, subscripts, axes, count * largest, squares=False, pairs=True)
     value = reader.values[equation.outputs[0]]
-    if isinstance(value, Known) and value.constant and not value.excess:
+    if isinstance(value, Known) and value.constant:
         reader.remarks.append(
             f"the products summed over channels at {equation.where} vanish at infinite width, their factors having "
             "different weights: as scores, they attend to all positions alike"
