@@ -56,7 +56,7 @@ def one_sample(
         return module.apply(p, x1)
 
     def column(example: jax.Array) -> jax.Array:
-        gradient = jax.grad(lambda p: module.apply(p, example[None])[0, 0])(params)
+        gradient = jax.grad(lambda p: module.apply(p, jax.tree.map(lambda e: e[None], example))[0, 0])(params)
         gradient = jax.tree_util.tree_map_with_path(
             lambda path, g: g if trainable(path) else jnp.zeros_like(g), gradient
         )
@@ -83,7 +83,7 @@ def finite_width_kernels(
     `trainable`, of a parameter's path, restricts the NTK's sum over parameters.
     """
     keys = jax.random.split(key, n_samples)
-    x1, x2 = jnp.asarray(x1), jnp.asarray(x2)
+    x1, x2 = jax.tree.map(jnp.asarray, (x1, x2))
     # a closure: modules need not be hashable (nn.Sequential of a list is not)
     sample = partial(one_sample, module, x1, x2, trainable=trainable)
     samples = jax.jit(partial(jax.lax.map, sample))(keys)

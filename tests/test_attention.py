@@ -1,4 +1,4 @@
-"""Attention with scores divided by the number of channels, written by users, and graphs given as inputs."""
+"""Attention with scores divided by the number of channels, written by users."""
 
 import jax
 import jax.numpy as jnp
@@ -106,64 +106,3 @@ def test_scores_divided_by_the_root_are_refused(body):
     assert "divided by sqrt(d)" in caught.value.why
     assert "sampling finite networks" in caught.value.remedy
     assert "test_attention.py" in caught.value.where.line
-
-
-# Graphs
-
-
-def graph_network(module, width, x):
-    """Two graph convolutions; the adjacency matrix of each example is an input."""
-    nodes, adjacency = x["nodes"], x["adjacency"]
-    degree = adjacency.sum(-1, keepdims=True)
-    for _ in range(2):
-        nodes = nn.relu(dense(32 * width)(jnp.einsum("bij,bjc->bic", adjacency / degree, nodes)))
-    return nodes.mean(1)
-
-
-def graphs(seed, dtype=np.float32):
-    rng = np.random.RandomState(seed)
-    adjacency = np.triu(rng.uniform(size=(2, 5, 5)) < 0.4, 1)
-    adjacency = adjacency | adjacency.swapaxes(1, 2) | np.eye(5, dtype=bool)
-    return {"nodes": rng.standard_normal((2, 5, 3)).astype(dtype) + 1, "adjacency": adjacency.astype(dtype)}
-
-
-@pytest.mark.usefixtures("float64")
-def test_graph_network_by_hand():
-    """A S A^T at every layer; the adjacency of each example is its own."""
-    x1, x2 = graphs(0, np.float64), graphs(1, np.float64)
-
-    def body(module, width, x):
-        return jnp.einsum("bij,bjc->bic", x["adjacency"], nn.relu(dense(width)(x["nodes"]))).sum(1)
-
-    nngp = infnet_flax.kernel_fn(Model(body, 8), x1)(x1, x2, "nngp") - 0.3**2
-    plain = infnet_flax.kernel_fn(_PerNode(8), x1["nodes"])(x1["nodes"], x2["nodes"], "nngp")
-    expected = np.einsum("aij,abjl,bkl->ab", x1["adjacency"], plain, x2["adjacency"])
-    np.testing.assert_allclose(nngp, expected, rtol=1e-10)
-
-
-class _PerNode(nn.Module):
-    width: int
-
-    @nn.compact
-    def __call__(self, x):
-        return nn.relu(dense(self.width)(x))
-
-
-@pytest.mark.usefixtures("float64")
-def test_features_on_the_left_of_the_matrix():
-    x = graphs(0, np.float64)
-
-    def by(product):
-        body = lambda module, width, x: product(nn.relu(dense(width)(x["nodes"])), x["adjacency"]).mean(1)  # noqa: E731
-        return infnet_flax.kernel_fn(Model(body, 8), x)(x, get="ntk")
-
-    left = by(lambda h, a: jnp.einsum("bic,bij->bjc", h, a))
-    np.testing.assert_allclose(left, by(lambda h, a: jnp.einsum("bji,bjc->bic", a, h)), rtol=1e-12)
-
-
-def test_channels_mixed_by_inputs_are_refused():
-    def body(module, width, x):
-        return jnp.einsum("bic,bi->bc", dense(5)(x["nodes"]).swapaxes(1, 2), x["adjacency"][:, 0])
-
-    with pytest.raises(UnsupportedError, match="channels are mixed by an array of inputs"):
-        infnet_flax.kernel_fn(Model(body, 8), graphs(0))

@@ -85,6 +85,7 @@ OPERATIONS = {
     "weighted mean": lambda x: jnp.einsum("bhwc,h->bwc", x, RAMP[:, 0] / RAMP[:, 0].sum()),
     "matrix over two axes": lambda x: jnp.einsum("hwij,bhwc->bijc", np.random.RandomState(2).randn(H, W, 2, 3), x),
     "a matrix for each row": lambda x: jnp.einsum("hwi,bhwc->bhic", np.random.RandomState(2).randn(H, W, 3), x),
+    "constants along a new axis": lambda x: (x[:, :1] + np.zeros((H, 1, 1))) * 2.0,
     "Fourier": lambda x: jnp.einsum("ih,bhwc->biwc", np.cos(np.pi / H * np.outer(range(H), np.arange(H) + 0.5)), x),
     "resize": lambda x: jax.image.resize(x, (x.shape[0], 9, 3, x.shape[3]), "bilinear"),
     "take": lambda x: jnp.take(x, np.array([3, 0, 0, 5]), axis=1),

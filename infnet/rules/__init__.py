@@ -11,6 +11,8 @@ import infnet.rules.contraction
 import infnet.rules.convolution
 import infnet.rules.custom
 import infnet.rules.index_linear
+import infnet.rules.indexing
+import infnet.rules.matrix
 from infnet.program import Known, Noise, Program, ScaledParam
 from infnet.reader import READS, Reader
 from infnet.rules.channel_sums import read_known

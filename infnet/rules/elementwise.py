@@ -48,11 +48,13 @@ def read_elementwise(reader: Reader, equation: Equation) -> None:
 
 
 def _composes(reader: Reader, equation: Equation) -> bool:
-    """Whether all inputs are functions of one feature, or plain numbers."""
-    features = set()
+    """Whether all inputs are functions of one feature, or plain numbers, and no axis is repeated."""
+    features, shape = set(), reader.shape(equation.outputs[0])
     for var in equation.inputs:
         value = reader.values[var]
         if isinstance(value, Feature):
+            if reader.shape(var) != shape:
+                return False
             features.add((value.base, value.dims, value.segments))
         elif reader.constant(var) is None:
             return False
