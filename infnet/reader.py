@@ -30,6 +30,7 @@ Rule = Callable[["Reader", Equation], None]
 # How equations are read: the rule sets `reader.values` of each output. Called if an input is a Param or a Feature.
 READS: Rules[Rule] = Rules()
 N = TypeVar("N", bound=Node)
+INHERITED = ("leaves", "gaussian", "zero_mean", "uniform", "scales")  # by linear maps of positions
 
 
 class Reader:
@@ -265,10 +266,15 @@ class Reader:
 
     def with_operand(self, node: N, operand: Node) -> N:
         """The node of the same linear map of another operand."""
-        fields = {f.name: getattr(node, f.name) for f in dataclasses.fields(node) if f.name != "index"}
-        inherited = ("leaves", "gaussian", "zero_mean", "uniform", "scales")
-        fields.update({name: getattr(operand, name) for name in inherited}, operand=operand)
-        return self.new(type(node), **fields)
+        own = {f.name: getattr(node, f.name) for f in dataclasses.fields(node)}
+        for name in ("index", "operand", *INHERITED):
+            own.pop(name)
+        return self.new_map(type(node), operand, **own)
+
+    def new_map(self, kind: type[N], operand: Node, **fields: Any) -> N:
+        """Make a node that is a linear map of another, whose law it inherits."""
+        inherited = {name: getattr(operand, name) for name in INHERITED}
+        return self.new(kind, operand=operand, **inherited, **fields)
 
     def replace_nodes(self, feature: Feature, make: Callable[[Node], Node], var: int) -> tuple[Segment, ...]:
         """The segments of a feature with every node replaced by `make(node)`, once per node."""

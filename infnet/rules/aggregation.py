@@ -134,16 +134,11 @@ def _set(
     subscripts = f"{result.matrix},{axes}->{''.join(letters)}"
 
     def aggregated(node: Node) -> Node:
-        return reader.new(
+        return reader.new_map(
             Aggregation,
+            node,
             sizes=tuple(size[letter] for letter in letters),
             where=equation.where,
-            leaves=node.leaves,
-            gaussian=node.gaussian,
-            zero_mean=node.zero_mean,
-            uniform=node.uniform,
-            scales=node.scales,
-            operand=node,
             matrix=result.field,
             subscripts=subscripts,
         )

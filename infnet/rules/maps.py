@@ -17,19 +17,7 @@ from infnet.reader import Reader
 def index_linear(reader: Reader, node: Node, mapping: Any, sizes: tuple[int, ...], where: Where, rule: str) -> Node:
     """The node of a linear map of positions."""
     simpler = _without_unit_axes(node, mapping) or _of_parts(reader, node, mapping, where, rule)
-    return simpler or reader.new(
-        IndexLinear,
-        sizes=sizes,
-        where=where,
-        leaves=node.leaves,
-        gaussian=node.gaussian,
-        zero_mean=node.zero_mean,
-        uniform=node.uniform,
-        scales=node.scales,
-        operand=node,
-        map=mapping,
-        rule=rule,
-    )
+    return simpler or reader.new_map(IndexLinear, node, sizes=sizes, where=where, map=mapping, rule=rule)
 
 
 def _without_unit_axes(node: Node, mapping: IndexMap) -> Node | None:

@@ -116,6 +116,7 @@ class _Kernel:
         return kernel(*self._points, derivative, self._means)
 
     def slope_along(self, direction: Direction) -> jax.Array:
+        # Of a series, the derivative of its terms: the bound on the error of K' itself is what is reported.
         one, two = self._pair
         kernel = joint_kernel(one, two)
         assert kernel is not None

@@ -51,8 +51,9 @@ def read_output(reader: Reader, var: int) -> Output:
         raise UnsupportedError(
             "the output of the model is not a random function of its input",
             where=reader.producer[var].where if var in reader.producer else Where(),
-            why="it depends on the input alone, or on parameters alone, so it has no infinite-width limit",
-            remedy="return what comes after the first Dense or Conv layer",
+            why="it depends on the input alone, on parameters alone, or on means over channels, which are no longer "
+            "random at infinite width",
+            remedy="return what comes after the first Dense or Conv layer, and sum channels with a Dense layer",
         )
     feature = in_dim_order(reader, reader.settled(var), var)
     sizes: list[int] = []
