@@ -6,15 +6,26 @@ du_c / dgamma_c = sum_k L_k h_kc. That is random, other than the tangent kernels
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Protocol, TypeVar
 
+from infnet.errors import Where
 from infnet.nodes import Aggregation, IndexLinear, Node, Scaled, ScaleGradient, Sum, Term
 
-if TYPE_CHECKING:
-    from infnet.reader import Reader
+N = TypeVar("N", bound=Node)
 
 
-def scale_gradients(reader: Reader, node: Node) -> tuple[ScaleGradient, ...] | None:
+class Maker(Protocol):
+    """What makes nodes: a `Reader`."""
+
+    def sum(self, terms: Sequence[Term], sizes: tuple[int, ...], where: Where) -> Node:
+        """The node of a linear combination."""
+
+    def with_operand(self, node: N, operand: Node) -> N:
+        """The node of the same linear map of another operand."""
+
+
+def scale_gradients(reader: Maker, node: Node) -> tuple[ScaleGradient, ...] | None:
     """The gradient of `node` in each trained scale that reaches it; None if one does so other than linearly."""
     found: dict[int, list[ScaleGradient]] = {}
     for part in _linear_parts(node):
@@ -41,7 +52,7 @@ def _operands(node: Node) -> list[Node]:
     return [node.operand] if isinstance(node, IndexLinear | Aggregation | Scaled) else []
 
 
-def _gradients(reader: Reader, node: Node, found: dict[int, list[ScaleGradient]]) -> list[ScaleGradient]:
+def _gradients(reader: Maker, node: Node, found: dict[int, list[ScaleGradient]]) -> list[ScaleGradient]:
     if isinstance(node, Scaled):
         own = _shifted(reader, node.operand, node.start)
         below = [
@@ -58,7 +69,7 @@ def _gradients(reader: Reader, node: Node, found: dict[int, list[ScaleGradient]]
     return _of_sum(reader, node, found)
 
 
-def _of_sum(reader: Reader, node: Sum, found: dict[int, list[ScaleGradient]]) -> list[ScaleGradient]:
+def _of_sum(reader: Maker, node: Sum, found: dict[int, list[ScaleGradient]]) -> list[ScaleGradient]:
     grouped: dict[tuple[object, int], tuple[Scaled, list[Term]]] = {}
     for term in node.terms:
         for g in found.get(term.node.index, ()):
@@ -71,5 +82,5 @@ def _of_sum(reader: Reader, node: Sum, found: dict[int, list[ScaleGradient]]) ->
     ]
 
 
-def _shifted(reader: Reader, node: Node, start: int) -> Node:
+def _shifted(reader: Maker, node: Node, start: int) -> Node:
     return reader.sum([Term(1.0, node, start, tuple(range(len(node.sizes))))], node.sizes, node.where)

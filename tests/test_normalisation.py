@@ -266,6 +266,28 @@ def test_the_ntk_of_a_scale_with_positions_before_a_nonlinearity_is_refused():
         kernel_fn(examples(3, 4, 2)[0], get="ntk")
 
 
+class TiedNorms(nn.Module):
+    """One norm used twice, the second time on what follows from the first."""
+
+    scale_init: object = nn.initializers.ones
+
+    @nn.compact
+    def __call__(self, x):
+        norm = nn.RMSNorm(scale_init=self.scale_init)
+        x = norm(dense(8)(x))
+        return dense(2)(norm(x + dense(8)(nn.relu(x))))
+
+
+def test_one_scale_used_twice():
+    x = examples(4)[0]
+    kernel_fn = infnet_flax.kernel_fn(TiedNorms(), x)
+    assert np.isfinite(kernel_fn(x, get="nngp")).all()
+    with pytest.raises(UnsupportedError, match="used twice"):
+        kernel_fn(x, get="ntk")
+    with pytest.raises(UnsupportedError):
+        infnet_flax.kernel_fn(TiedNorms(nn.initializers.normal(1.0)), x)
+
+
 def test_scales_with_positions():
     """Of their own at every position: they have no share between different positions."""
 

@@ -20,6 +20,7 @@ from infnet.program import Feature, Segment
 from infnet.reader import READS, Reader
 from infnet.rules.contraction import input_feature
 from infnet.rules.rearrange import in_dim_order, new_channels
+from infnet.rules.trained_scales import refuse_ntk
 from infnet.trace import Equation
 
 
@@ -87,6 +88,8 @@ def custom_step(request: Ask, u: Custom, v: Custom) -> Step:
     """The moments of one operation on two features, by its rule."""
     for node in (u, v):
         _check_argument(node)
+    if request.ntk and not u.params and u.operand.scales & v.operand.scales:
+        refuse_ntk(u.where, f"a trained scale before `{u.operation!r}`")
     needs = (
         ask(u.operand, v.operand, 0 if u.params else request.shift, request.side, request.layout, request.ntk),
         variance(u.operand, request.side[0]),

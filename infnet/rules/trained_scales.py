@@ -121,8 +121,8 @@ def scaled_step(request: Ask) -> Step:
         assert isinstance(v, Scaled)
         node, other, shift = v, u, request.shift + v.start
         need = ask(u, v.operand, shift, request.side, request.layout, request.ntk)
-    if request.ntk and node.param.key in other.scales:
-        refuse_ntk(node.where, "a trained scale is used twice, and other layers lie between the two uses")
+    if node.param.key in other.scales and (_is_random(node) or request.ntk):
+        _refuse_reuse(node)
 
     def evaluate(context: Any, results: Sequence[Any]) -> Moments:
         mean = context.mean(node.param)
@@ -135,6 +135,8 @@ def _same_scale(request: Ask, u: Scaled, v: Scaled) -> Step:
     need = ask(u.operand, v.operand, v.start - u.start, request.side, request.layout, request.ntk)
     if request.ntk and u.shared:
         refuse_ntk(u.where, "all channels share one trained scale")
+    if u.param.key in u.operand.scales | v.operand.scales and (_is_random(u) or request.ntk):
+        _refuse_reuse(u)
 
     def evaluate(context: Any, results: Sequence[Any]) -> Moments:
         s, t = results[0] or Moments(None)
@@ -155,6 +157,23 @@ def _where_same(layout: Layout, node: Scaled, factor: jax.Array) -> jax.Array:
     if not node.axes:
         return factor
     return jnp.where(coincident(layout, node.axes), factor, 0)
+
+
+def _is_random(node: Scaled) -> bool:
+    """Whether the scale is random at initialisation, and not a constant."""
+    return any(key == node.param.key for key, _ in node.leaves)
+
+
+def _refuse_reuse(node: Scaled) -> NoReturn:
+    what = "a trained scale is used twice, in different ways or with other layers between the two uses"
+    if _is_random(node):
+        raise UnsupportedError(
+            what,
+            where=node.where,
+            why="the scale is random, so the two features are dependent through it",
+            remedy=f"use a scale of its own each time, or let it start at a constant; or {MONTE_CARLO}",
+        )
+    refuse_ntk(node.where, what)
 
 
 def mean_of_scaled(request: AskMean, node: Scaled) -> Step:
