@@ -94,6 +94,8 @@ class Reader:
 
         `batch_axis` is that of the result, and of all that the function computes on the way and that has its rank.
         """
+        if any(isinstance(k, Known) and k.excess for k in map(self.values.get, variables)):
+            self.refuse_fluctuating(equation)
         trace, first, before = self.trace, len(self.trace.avals), len(self.trace.equations)
         out = add_function(trace, function, variables, equation.where)
         like = trace.avals[out].shape
