@@ -16,7 +16,18 @@ from infnet.errors import MONTE_CARLO, NonGaussianError, UnsupportedError
 from infnet.layout import Layout, filled, spread_left, spread_right
 from infnet.plan import Ask, AskMean, Moments, Request, Step, ask, variance
 from infnet.primitives.stored import stored
-from infnet.program import Aggregation, Elementwise, IndexLinear, KnownNode, Node, OneNode, Product, Scaled, Sum
+from infnet.program import (
+    Aggregation,
+    Elementwise,
+    GroupedConvolution,
+    IndexLinear,
+    KnownNode,
+    Node,
+    OneNode,
+    Product,
+    Scaled,
+    Sum,
+)
 from infnet.rules.trained_scales import Direction, ScaleShares, derivative, refuse_ntk
 
 Spread = Callable[[Layout, jax.Array], jax.Array]
@@ -185,6 +196,8 @@ def _checked(node: Elementwise) -> Activation:
 def _name(node: Node) -> str:
     if isinstance(node, Product):
         return "a product of features, as in a gate or in a norm over positions alone"
+    if isinstance(node, GroupedConvolution):
+        return "a depthwise or grouped convolution, whose few weights are a random variance"
     if not isinstance(node, Elementwise):
         return type(node).__name__
     return node.activation.what if isinstance(node.activation, UnsupportedError) else node.activation.name
