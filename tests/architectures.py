@@ -218,7 +218,7 @@ class FourierFeatures(Architecture):
 
     @nn.compact
     def __call__(self, x):
-        frequencies = 0.3 * jax.random.normal(jax.random.key(0), (x.shape[-1], 8))
+        frequencies = 0.3 * jax.random.normal(jax.random.key(0), (x.shape[-1], 8), jnp.float32)
         phases = 2 * jnp.pi * x @ frequencies
         x = jnp.concatenate([jnp.sin(phases), jnp.cos(phases)], axis=-1)
         for _ in range(2):
@@ -307,14 +307,19 @@ class TextClassifier(Architecture):
 # What goes in
 
 
-def normal(*shape: int, size: float = 1.0) -> Callable[[np.random.RandomState], np.ndarray]:
+def normal(*shape: int) -> Callable[[np.random.RandomState], np.ndarray]:
     """Correlated examples: their kernels are not near zero."""
 
     def make(rng: np.random.RandomState) -> np.ndarray:
         common = np.random.RandomState(0).standard_normal(shape)
-        return np.float32(size * (common + 0.7 * rng.standard_normal((2, *shape))))
+        return np.float32(common + 0.7 * rng.standard_normal((2, *shape)))
 
     return make
+
+
+def coordinates(rng: np.random.RandomState) -> np.ndarray:
+    """Points of the plane as close to each other as the waves of a SIREN are long."""
+    return np.float32(rng.uniform(0.04, 0.1, (2, 2)))
 
 
 def tokens(rng: np.random.RandomState) -> np.ndarray:
@@ -357,7 +362,7 @@ CASES = {
         Case(VAEDecoder, normal(4)),
         Case(DeepLinear, normal(4), 24),
         Case(SwiGLU, normal(4), 24),
-        Case(SIREN, normal(2, size=0.1), 24),
+        Case(SIREN, coordinates, 24),
         Case(FourierFeatures, normal(2), 24),
         Case(Siamese, pairs, 24),
         Case(GraphConvolution, graphs, 24),
