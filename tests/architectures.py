@@ -288,7 +288,7 @@ class TiedRNN(Architecture):
 
     @nn.compact
     def __call__(self, x):
-        x = nn.RNN(nn.SimpleCell(self.width, kernel_init=nn.initializers.normal(0.3)))(x)
+        x = nn.RNN(nn.SimpleCell(self.width, kernel_init=nn.initializers.normal(0.3), param_dtype=x.dtype))(x)
         return Dense(self.outputs)(x[:, -1])
 
 
