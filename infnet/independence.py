@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import jax
 import numpy as np
 
-from infnet._jax import ClosedJaxpr, Primitive, split_p, tile_p
+from infnet._jax import ClosedJaxpr, JaxprEqn, Primitive, split_p, tile_p
 from infnet._jax import lax_primitives as lax_p
 from infnet.errors import MONTE_CARLO, BatchAxisError, Where
 from infnet.flatten import BATCH_SIZES, flatten
@@ -67,14 +67,14 @@ def one_example(flats: Sequence[Flat], n_params: int, where: Where | None = None
 
 
 def _check_separate(trace: Trace, two: Equation, three: Equation) -> None:
-    bodies = list(zip(_bodies(two), _bodies(three), strict=True))
-    for body in bodies:
+    applied = list(zip(bodies(two.source), bodies(three.source), strict=True))
+    for body in applied:
         one_example([flatten(closed, 0, two.where) for closed in body], 0, two.where)
     inputs = [trace.batch_axis[v] for v in two.inputs]
     outputs = [trace.batch_axis[v] for v in two.outputs]
     if all(axis is None for axis in (*inputs, *outputs)):
         return
-    if bodies:
+    if applied:
         # Shapes tell which axis counts examples, inside of a body as outside, so the proof for the bodies is enough. A
         # scan cannot run over the examples: it would have another length for each number of them.
         return
@@ -101,17 +101,17 @@ CONTROL_FLOW: dict[Primitive, tuple[str, ...]] = {
 }
 
 
-def _bodies(equation: Equation) -> list[ClosedJaxpr]:
+def bodies(equation: JaxprEqn) -> list[ClosedJaxpr]:
     """The jaxprs that an operation applies."""
     if equation.primitive in CALLS:
-        return [called_jaxpr(equation.source)]
+        return [called_jaxpr(equation)]
     found = [equation.params[name] for name in CONTROL_FLOW.get(equation.primitive, ())]
     return [body for item in found for body in (item if isinstance(item, tuple) else (item,))]
 
 
 def _same_structure(flats: Sequence[Flat], where: Where) -> None:
     for same in zip(*(f.equations for f in flats), strict=False):
-        if len({(e.primitive, e.inputs, e.outputs, len(_bodies(e))) for e in same}) > 1:
+        if len({(e.primitive, e.inputs, e.outputs, len(bodies(e.source))) for e in same}) > 1:
             _refuse_difference(same[0])
     if len({(len(f.equations), len(f.avals), tuple(f.outputs)) for f in flats}) > 1:
         equations = max((f.equations for f in flats), key=len)

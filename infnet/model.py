@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from infnet.arguments import Inputs
-from infnet.errors import InputError
+from infnet.errors import InputError, UnsupportedError
 from infnet.flatten import trace_at_batch_sizes
-from infnet.independence import one_example
+from infnet.independence import bodies, one_example
 from infnet.priors import Prior, Unreadable, path_name
 from infnet.program import Program
 from infnet.rules import read
+from infnet.trace import Equation, Trace, needed_equations
 
 PyTree = Any
 
@@ -58,6 +59,8 @@ class Model:
         inputs = jax.tree.unflatten(tree, [struct(x.shape, d) for x, d in zip(leaves, dtypes, strict=True)])
         params = jax.tree.unflatten(self.tree, [struct(p.shape, p.dtype) for p in self.priors])
         traced = one_example(trace_at_batch_sizes(self._outputs, params, inputs), len(self.priors))
+        if float64:
+            _check_draws(traced)
         nonzero_mean = frozenset(i for i, p in enumerate(self.priors) if np.any(np.asarray(p.mean)))
         varying = {i: np.shape(p.std) for i, p in enumerate(self.priors) if np.size(p.std) > 1}
         constant = frozenset(i for i, p in enumerate(self.priors) if not np.any(np.asarray(p.std)))
@@ -72,6 +75,30 @@ class Model:
             raise InputError("the model returns no array")
         self.output_tree = jax.tree.structure(jax.tree.map(lambda _: picked, picked)) if self.cross else tree
         return leaves
+
+
+def _check_draws(trace: Trace) -> None:
+    """Raise if random numbers of the model itself, at a fixed key, are others in float64 than in its own precision."""
+    # Numbers that are drawn for every example (dropout) are followed by their law, whatever they are.
+    fixed = (e for e in needed_equations(trace, trace.outputs) if trace.batch_axis[e.outputs[0]] is None)
+    waiting: list[tuple[Any, Equation]] = [(equation.source, equation) for equation in fixed]
+    while waiting:
+        one, equation = waiting.pop()
+        applied = bodies(one)
+        waiting.extend((inner, equation) for body in applied for inner in body.jaxpr.eqns)
+        drawn = one.outvars if not applied and any(_is_key(v.aval) for v in one.invars) else ()
+        if any(not _is_key(v.aval) and v.aval.dtype.itemsize == 8 for v in drawn):
+            raise UnsupportedError(
+                f"`{one.primitive.name}`: the model draws random numbers of the default dtype",
+                where=equation.where,
+                why='precision="highest" runs the model in float64, where the same key gives other numbers',
+                remedy="give the draw a dtype (`jax.random.normal(key, shape, jnp.float32)`), or draw before the model "
+                'is called; or use precision="default"',
+            )
+
+
+def _is_key(aval: Any) -> bool:
+    return jnp.issubdtype(aval.dtype, jax.dtypes.prng_key)
 
 
 def _is_prior(leaf: Any) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import infnet
-from infnet.errors import NumericalError
+from infnet.errors import NumericalError, UnsupportedError
 
 WIDTH, N = 64, 8
 
@@ -139,3 +139,27 @@ def test_overflow_names_the_layer():
     with pytest.raises(NumericalError, match="float32") as caught:
         infnet.kernel_fn(network(3), laws, x)(x)
     assert "test_precision.py" in str(caught.value)
+
+
+def in_a_loop(key, shape, *dtype):
+    return jax.lax.fori_loop(0, 1, lambda i, total: total + jax.random.normal(key, shape, *dtype), jnp.zeros(shape))
+
+
+@pytest.mark.parametrize("draw", [jax.random.normal, in_a_loop])
+def test_random_numbers_of_the_model_are_the_same_or_refused(draw):
+    """The same key gives other numbers in float64."""
+    laws = infnet.Prior(0.0, 1.0, shape=(5, 1), dtype=jnp.float32)
+    x = np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3)
+
+    def features(x, *dtype):
+        return jnp.sin(x @ draw(jax.random.key(0), (3, 5), *dtype).astype(x.dtype))
+
+    def nngp(precision, *dtype):
+        return infnet.kernel_fn(lambda w, x: features(x, *dtype) @ w, laws, x, precision=precision)(x, get="nngp")
+
+    known = np.asarray(features(x))
+    np.testing.assert_allclose(nngp("default"), known @ known.T, rtol=1e-5)
+    np.testing.assert_allclose(nngp("highest", jnp.float32), known @ known.T, rtol=1e-5)
+    with pytest.raises(UnsupportedError, match="default dtype") as caught:
+        nngp("highest")
+    assert "test_precision.py" in caught.value.where.line

@@ -10,6 +10,7 @@ from infnet.index_maps import Matrix, Total
 from infnet.program import Atom, Feature
 from infnet.reader import READS, Reader
 from infnet.rules.index_linear import mapped, with_whole_axes
+from infnet.rules.unfold import unfold
 from infnet.trace import Equation
 
 Dims = tuple[tuple[Atom, ...], ...]
@@ -53,17 +54,25 @@ def read_matrix(reader: Reader, equation: Equation, constant: int) -> None:
 def times_matrix(reader: Reader, equation: Equation, var: int, axis: int, matrix: np.ndarray) -> Feature:
     """The feature with a matrix `[rows, positions]` applied to an axis."""
     feature = with_whole_axes(reader, equation, var, [axis])
+    (out,) = equation.outputs
+    if feature.dims[axis][0].is_channel:
+        feature = _channels_as_positions(reader, equation, feature, axis)
     (atom,) = feature.dims[axis]
-    if atom.is_channel:
+    segments = mapped(reader, equation, feature, Matrix.of(feature.sizes, atom.number, matrix), "matrix", out)
+    return Feature(feature.dims, feature.channels, segments, out)
+
+
+def _channels_as_positions(reader: Reader, equation: Equation, feature: Feature, axis: int) -> Feature:
+    """An axis of channels as positions, with all others but the last: Dense, reshape to (h, w, c), image resize."""
+    *positions, last = [Atom(True, k) for k, n in enumerate(feature.channels) if n > 1]
+    if feature.dims[axis] == (last,):
         reader.refuse(
             equation,
             "channels are mixed by constants, or taken one by one",
             "the channels become infinitely many, all with the same law",
             f"mix channels with `nn.Dense`; or {MONTE_CARLO}",
         )
-    (out,) = equation.outputs
-    segments = mapped(reader, equation, feature, Matrix.of(feature.sizes, atom.number, matrix), "matrix", out)
-    return Feature(feature.dims, feature.channels, segments, out)
+    return unfold(reader, equation, feature, positions, equation.outputs[0])
 
 
 def set_rows(reader: Reader, equation: Equation, feature: Feature, dims: Dims, dropped: int | None) -> None:

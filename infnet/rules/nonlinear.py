@@ -14,7 +14,18 @@ from infnet.activations.joint import Report
 from infnet.activations.protocol import Means
 from infnet.errors import MONTE_CARLO, NonGaussianError, UnsupportedError
 from infnet.layout import Layout, filled, spread_left, spread_right
-from infnet.nodes import Aggregation, Elementwise, IndexLinear, KnownNode, Node, OneNode, Product, Scaled, Sum
+from infnet.nodes import (
+    Aggregation,
+    Elementwise,
+    GroupedConvolution,
+    IndexLinear,
+    KnownNode,
+    Node,
+    OneNode,
+    Product,
+    Scaled,
+    Sum,
+)
 from infnet.plan import Ask, AskMean, Moments, Request, Step, ask, variance
 from infnet.primitives.stored import stored
 from infnet.rules.trained_scales import Direction, ScaleShares, derivative, refuse_ntk
@@ -186,6 +197,8 @@ def _checked(node: Elementwise) -> Activation:
 def _name(node: Node) -> str:
     if isinstance(node, Product):
         return "a product of features, as in a gate or in a norm over positions alone"
+    if isinstance(node, GroupedConvolution):
+        return "a depthwise or grouped convolution, whose few weights are a random variance"
     if not isinstance(node, Elementwise):
         return type(node).__name__
     return node.activation.what if isinstance(node.activation, UnsupportedError) else node.activation.name
