@@ -11,6 +11,7 @@ from infnet.errors import MONTE_CARLO
 from infnet.index_maps import Matrix, Total
 from infnet.program import Atom, Feature, Known, Param
 from infnet.reader import READS, Reader
+from infnet.rules.edges import taken
 from infnet.rules.index_linear import mapped, with_whole_axes
 from infnet.rules.lookup import read_lookup
 from infnet.rules.masks import at_position
@@ -83,8 +84,7 @@ def read_gather(reader: Reader, equation: Equation) -> None:
     elif math.prod(index_shape) == 1:
         feature = at_position(reader, equation, axis, component)
     else:
-        what, why = "several indices that depend on the inputs", "infnet has a rule for one index of each example"
-        reader.refuse(equation, what, why)
+        feature = taken(reader, equation, axis, component)
     gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
     kept = iter(() if d == axis else dim for d, dim in enumerate(feature.dims) if d not in gone)
     new = iter(feature.dims[axis] if n > 1 else () for n in index_shape)

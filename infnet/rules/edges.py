@@ -1,0 +1,95 @@
+"""Positions taken, or added to, at indices that are data of each example: messages along the edges of a graph.
+
+With the matrix E(a)[e, i] = [i is index e of example a], what is taken is E h and what is added is E^T h: maps of
+positions that differ from example to example, as in `aggregation`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import NoReturn
+
+import jax
+import jax.numpy as jnp
+from jax.lax import GatherScatterMode
+
+from infnet._jax import lax_primitives as lax_p
+from infnet.program import Atom, Feature, Known
+from infnet.reader import READS, Reader
+from infnet.rules.aggregation import read_aggregation
+from infnet.rules.lookup import outside_value
+from infnet.rules.sums import combine
+from infnet.trace import Equation
+
+Dims = Sequence[tuple[Atom, ...]]
+
+
+def taken(reader: Reader, equation: Equation, axis: int, component: int) -> Feature:
+    """The operand of a gather with the positions on `axis` that its known indices say, in their order."""
+    x, indices = equation.inputs
+    matrix = _one_hot(reader, equation, x, (axis, component), outside_value(reader, equation) or 0.0)
+    last, (batch, x_batch) = len(reader.shape(matrix)) - 1, (reader.trace.batch_axis[v] for v in (indices, x))
+    paired = batch is not None and x_batch is not None
+    shared = ((batch,), (x_batch,)) if paired else ((), ())
+    dims, feature = _product(reader, equation, (matrix, x), (((last,), (axis,)), shared))
+    of_examples = [next(dims)] if paired else []
+    positions = sum((next(dims) for _ in range(last - paired)), ())
+    own = [d for d in range(len(reader.shape(x))) if d != axis and not (paired and d == x_batch)]
+    found = {axis: positions, **dict(zip(own, dims, strict=True)), **({x_batch: of_examples[0]} if paired else {})}
+    return replace(feature, dims=tuple(found[d] for d in range(len(found))))
+
+
+@READS.register(lax_p.scatter_add_p)
+def read_scatter_add(reader: Reader, equation: Equation) -> None:
+    """A feature added to positions of an array, at Known indices into one axis: `jax.ops.segment_sum`."""
+    (x, indices, updates), numbers, (out,) = equation.inputs, equation.params["dimension_numbers"], equation.outputs
+    if not isinstance(reader.values[updates], Feature) or not isinstance(reader.values[indices], Known):
+        reader.refuse_operation(equation)
+    axes, window = numbers.scatter_dims_to_operand_dims, numbers.update_window_dims
+    rows = [d for d in range(len(reader.shape(updates))) if d not in window]
+    kept = [d for d in range(len(reader.shape(x))) if d not in (*axes, *numbers.operand_batching_dims)]
+    whole = [reader.shape(x)[d] for d in kept] == [reader.shape(updates)[d] for d in window]
+    batch = reader.trace.batch_axis[indices]
+    with_examples = numbers.operand_batching_dims == ((reader.trace.batch_axis[x],) if batch is not None else ())
+    if len(axes) != 1 or numbers.inserted_window_dims != axes or not whole or not with_examples:
+        _refuse_axes(reader, equation)
+    matrix = _one_hot(reader, equation, updates, (axes[0], 0), 0.0)
+    contracted = [k for k in range(len(rows)) if k != batch]
+    shared = ((batch,), (rows[batch],)) if batch is not None else ((), ())
+    product = ((tuple(contracted), tuple(rows[k] for k in contracted)), shared)
+    dims, feature = _product(reader, equation, (matrix, updates), product)
+    order = [*numbers.operand_batching_dims, axes[0], *kept]
+    found = dict(zip(order, dims, strict=True))
+    part = reader.variable_like(out, equation)
+    reader.values[part] = replace(feature, dims=tuple(found[d] for d in range(len(found))))
+    combine(reader, equation, [(1.0, part)] if reader.constant(x) == 0.0 else [(1.0, x), (1.0, part)])
+
+
+def _one_hot(reader: Reader, equation: Equation, like: int, place: tuple[int, int], outside: float) -> int:
+    """The matrix of indices into (axis, at this component): their shape, then the positions of the axis."""
+    (x, indices, *_), (axis, component), mode = equation.inputs, place, equation.params["mode"]
+    positions, dtype = reader.shape(x)[axis], reader.trace.avals[like].dtype
+
+    def indicator(index: jax.Array) -> jax.Array:
+        index = index[..., component : component + 1]
+        nearest = jnp.clip(index, 0, positions - 1)
+        found = (nearest == jnp.arange(positions)).astype(dtype)
+        return jnp.where(index == nearest, found, outside) if mode == GatherScatterMode.FILL_OR_DROP else found
+
+    return reader.known(equation, indicator, [indices], reader.trace.batch_axis[indices])
+
+
+def _product(
+    reader: Reader, equation: Equation, factors: tuple[int, int], numbers: tuple[object, object]
+) -> tuple[Iterator[tuple[Atom, ...]], Feature]:
+    """A `dot_general` of a matrix and a feature: the axes of the result, and the result."""
+    read_aggregation(reader, replace(equation, inputs=factors, params={"dimension_numbers": numbers}))
+    feature = reader.values[equation.outputs[0]]
+    assert isinstance(feature, Feature)
+    return iter(feature.dims), feature
+
+
+def _refuse_axes(reader: Reader, equation: Equation) -> NoReturn:
+    what, why = "indexing of several axes at once", "infnet follows indices into one axis only"
+    reader.refuse(equation, what, why, "flatten the axes into one, and use one index into it")
