@@ -91,10 +91,9 @@ MATRIX = np.linspace(-1.0, 1.5, 15).reshape(5, 3)
 STACK = np.linspace(-1.0, 1.0, 5 * 4 * 3).reshape(5, 4, 3) + 0.1
 
 OPERATIONS = {
-    "avg_pool_valid": lambda x: nn.avg_pool(x, (2, 3), (1, 1)),
     "avg_pool_same": lambda x: nn.avg_pool(x, (3, 2), (2, 1), "SAME"),
     "avg_pool_normalize_edges": lambda x: nn.avg_pool(x, (3, 2), (2, 1), "SAME", count_include_pad=False),
-    "avg_pool_circular": lambda x: nn.avg_pool(wrapped(x, (3, 2)), (3, 2), (1, 1)),
+    "avg_pool_circular": lambda x: nn.avg_pool(wrapped(x, (3, 1)), (3, 1), (1, 1)),
     "sum_pool_valid": lambda x: sum_pool(x, (2, 2), (1, 2)),
     "sum_pool_same": lambda x: sum_pool(x, (3, 3), (2, 2), "SAME"),
     "sum_pool_circular": lambda x: sum_pool(wrapped(x, (2, 3), (2, 1)), (2, 3), (2, 1)),
@@ -165,7 +164,7 @@ def layer_norm(layer, axes=-1, epsilon=0.05):
     return body
 
 
-def attention(normalise, heads=1, bias=True, value_of=None, mask=None):
+def attention(normalise, heads=1, bias=True, value_of=None):
     """Attention of scores divided by the number of channels, queries and keys of the same weights.
 
     Neural Tangents gives all weights deviation 1 and has factors W_STD beside them, in either parameterization.
@@ -185,10 +184,10 @@ def attention(normalise, heads=1, bias=True, value_of=None, mask=None):
     return layer
 
 
-def attended(*layers, **options):
+def attended(normalise, **options):
     def body(net, x):
         x = net.dense(x)
-        x = attention(*layers, **options)(net, x)
+        x = attention(normalise, **options)(net, x)
         return over_positions(nn.relu(net.dense(nn.relu(x))))
 
     return body
@@ -285,41 +284,35 @@ def masked_flatten(net, x):
 CASES = {
     **{name: Case(applied(operation)) for name, operation in OPERATIONS.items()},
     **{name: Case(applied(operation, "dense")) for name, operation in RESIZES.items()},
-    "conv_circular": Case(conv_circular, both=True),
+    "conv_circular": Case(conv_circular),
     "conv_transpose_circular": Case(transposed_circular),
     "conv_over_time": Case(over_time, TOKENS),
     "product": Case(product(nn.relu, erf), (7,), both=True),
     "product_of_three": Case(product(nn.relu, erf, lambda x: x), TOKENS),
     "product_after_conv": Case(product(nn.relu, erf, layer="conv"), both=True),
     "product_after_conv_flatten": Case(product(nn.relu, jnp.abs, layer="conv", finish=lambda x: x.reshape(len(x), -1))),
-    "concatenated_along_height": Case(concatenated(1), both=True),
-    "concatenated_along_width": Case(concatenated(2)),
+    "concatenated_along_height": Case(concatenated(1)),
     "concatenated_channels_after_conv": Case(concatenated(3, nn.relu), both=True),
     "layer_norm_dense": Case(layer_norm("dense"), (7,)),
     "layer_norm_conv": Case(layer_norm("conv"), both=True),
     "layer_norm_conv_all": Case(layer_norm("conv", (1, 2, 3))),
     "layer_norm_conv_width": Case(layer_norm("conv", (2, 3))),
     "attention_softmax": Case(attended(nn.softmax), TOKENS, both=True),
-    "attention_identity": Case(attended(lambda scores: scores), TOKENS, both=True),
+    "attention_identity": Case(attended(lambda scores: scores), TOKENS),
     "attention_relu": Case(attended(nn.relu), TOKENS),
     "attention_abs": Case(attended(jnp.abs), TOKENS),
-    "attention_heads": Case(attended(nn.softmax, heads=3), TOKENS),
-    "attention_no_bias": Case(attended(nn.softmax, bias=False), TOKENS),
+    "attention_heads": Case(attended(nn.softmax, heads=3, bias=False), TOKENS),
     "attention_of_pixels": Case(attended(nn.softmax, heads=2), IMAGE),
     "positions_in_values": Case(with_positions(True), TOKENS, both=True),
     "positions_in_scores_only": Case(with_positions(False), TOKENS, both=True),
     "positions_beside_in_values": Case(with_positions_beside(True), TOKENS, both=True),
-    "positions_beside_in_scores_only": Case(with_positions_beside(False), TOKENS, both=True),
-    "aggregate": Case(aggregated("nic,nij->njc"), TOKENS, inputs.graphs, both=True),
-    "aggregate_rows": Case(
-        aggregated("nijc,nik->nkjc"), IMAGE, functools.partial(inputs.graphs, axes=(1,))
-    ),
-    "aggregate_pixels": Case(
-        aggregated("nijc,nijkl->nklc"), IMAGE, functools.partial(inputs.graphs, axes=(1, 2))
-    ),
+    "positions_beside_in_scores_only": Case(with_positions_beside(False), TOKENS),
+    "aggregate": Case(aggregated("nic,nij->njc"), TOKENS, inputs.graphs),
+    "aggregate_rows": Case(aggregated("nijc,nik->nkjc"), IMAGE, functools.partial(inputs.graphs, axes=(1,))),
+    "aggregate_pixels": Case(aggregated("nijc,nijkl->nklc"), IMAGE, functools.partial(inputs.graphs, axes=(1, 2))),
     "aggregate_edges": Case(segment_sums, TOKENS, inputs.edges),
     "masked_dense": Case(masked_dense, TOKENS, inputs.masked),
     "masked_conv": Case(masked_conv, IMAGE, inputs.masked, both=True),
-    "masked_attention": Case(masked_attention, TOKENS, inputs.masked, both=True),
+    "masked_attention": Case(masked_attention, TOKENS, inputs.masked),
     "masked_flatten": Case(masked_flatten, IMAGE, inputs.masked),
 }

@@ -29,15 +29,15 @@ def taken(reader: Reader, equation: Equation, axis: int, component: int) -> Feat
     """The operand of a gather with the positions on `axis` that its known indices say, in their order."""
     x, indices = equation.inputs
     matrix = _one_hot(reader, equation, x, (axis, component), outside_value(reader, equation) or 0.0)
-    last, (batch, x_batch) = len(reader.shape(matrix)) - 1, (reader.trace.batch_axis[v] for v in (indices, x))
-    paired = batch is not None and x_batch is not None
-    shared = ((batch,), (x_batch,)) if paired else ((), ())
+    last, rank = len(reader.shape(matrix)) - 1, len(reader.shape(x))
+    batch, x_batch = (reader.trace.batch_axis[v] for v in (indices, x))
+    pairs = [] if batch is None or x_batch is None else [(batch, x_batch)]
+    shared = (tuple(k for k, _ in pairs), tuple(d for _, d in pairs))
     dims, feature = _product(reader, equation, (matrix, x), (((last,), (axis,)), shared))
-    of_examples = [next(dims)] if paired else []
-    positions = sum((next(dims) for _ in range(last - paired)), ())
-    own = [d for d in range(len(reader.shape(x))) if d != axis and not (paired and d == x_batch)]
-    found = {axis: positions, **dict(zip(own, dims, strict=True)), **({x_batch: of_examples[0]} if paired else {})}
-    return replace(feature, dims=tuple(found[d] for d in range(len(found))))
+    found = {d: next(dims) for _, d in pairs}
+    found[axis] = tuple(atom for _ in range(last - len(pairs)) for atom in next(dims))
+    found.update({d: next(dims) for d in range(rank) if d not in found})
+    return replace(feature, dims=tuple(found[d] for d in range(rank)))
 
 
 @READS.register(lax_p.scatter_add_p)

@@ -38,10 +38,9 @@ def resized(height, width, method, antialias=True):
 
 # name -> (layer, axes of its result)
 OPERATIONS = {
-    "avg_pool_valid": (stax.AvgPool((2, 3)), LAST),
     "avg_pool_same": (stax.AvgPool((3, 2), (2, 1), "SAME"), LAST),
     "avg_pool_normalize_edges": (stax.AvgPool((3, 2), (2, 1), "SAME", normalize_edges=True), LAST),
-    "avg_pool_circular": (stax.AvgPool((3, 2), padding="CIRCULAR"), LAST),
+    "avg_pool_circular": (stax.AvgPool((3, 1), padding="CIRCULAR"), LAST),
     "sum_pool_valid": (stax.SumPool((2, 2), (1, 2)), LAST),
     "sum_pool_same": (stax.SumPool((3, 3), (2, 2), "SAME"), LAST),
     "sum_pool_circular": (stax.SumPool((2, 3), (2, 1), "CIRCULAR"), LAST),
@@ -240,7 +239,6 @@ def branching(layers):
             few(IMAGE),
         ),
         "concatenated_along_height": (concatenated(layers, 1), few(IMAGE)),
-        "concatenated_along_width": (concatenated(layers, 2), few(IMAGE)),
         "concatenated_channels_after_conv": (concatenated(layers, 3, nonlinear_branches=True), few(IMAGE)),
     }
 
@@ -251,8 +249,7 @@ def attending(layers):
         "attention_identity": (attention(layers, "IDENTITY"), few(TOKENS)),
         "attention_relu": (attention(layers, "RELU"), few(TOKENS)),
         "attention_abs": (attention(layers, "ABS"), few(TOKENS)),
-        "attention_heads": (attention(layers, heads=3), few(TOKENS)),
-        "attention_no_bias": (attention(layers, b_std=None), few(TOKENS)),
+        "attention_heads": (attention(layers, heads=3, b_std=None), few(TOKENS)),
         "attention_of_pixels": (attention(layers, heads=2), few(IMAGE)),
         "positions_in_values": (with_positions(layers, "SUM", True), few(TOKENS)),
         "positions_in_scores_only": (with_positions(layers, "SUM", False), few(TOKENS)),
@@ -270,9 +267,7 @@ def networks(parameterization):
             name: (applied(layers, layers.conv(WIDTH, (3, 2)), *operation), few(IMAGE))
             for name, operation in OPERATIONS.items()
         },
-        **{
-            name: (applied(layers, layers.dense(WIDTH), operation), few(IMAGE)) for name, operation in RESIZES.items()
-        },
+        **{name: (applied(layers, layers.dense(WIDTH), operation), few(IMAGE)) for name, operation in RESIZES.items()},
         "conv_circular": (conv_circular(layers), few(IMAGE)),
         "conv_transpose_circular": (transposed_circular(layers), few(IMAGE)),
         "conv_over_time": (over_time(layers), few(TOKENS)),
