@@ -96,7 +96,7 @@ OPERATIONS = {
     "avg_pool_circular": lambda x: nn.avg_pool(wrapped(x, (3, 1)), (3, 1), (1, 1)),
     "sum_pool_valid": lambda x: sum_pool(x, (2, 2), (1, 2)),
     "sum_pool_same": lambda x: sum_pool(x, (3, 3), (2, 2), "SAME"),
-    "sum_pool_circular": lambda x: sum_pool(wrapped(x, (2, 3), (2, 1)), (2, 3), (2, 1)),
+    "sum_pool_circular": lambda x: sum_pool(wrapped(x, (1, 3), (1, 2)), (1, 3), (1, 2)),
     "global_sum_pool": lambda x: x.sum((1, 2)),
     "flatten_batch_last": lambda x: jnp.moveaxis(x, 0, -1).reshape(-1, len(x)).T,
     "index_slices": lambda x: x[:, 1:4, :3:2],

@@ -43,7 +43,7 @@ OPERATIONS = {
     "avg_pool_circular": (stax.AvgPool((3, 1), padding="CIRCULAR"), LAST),
     "sum_pool_valid": (stax.SumPool((2, 2), (1, 2)), LAST),
     "sum_pool_same": (stax.SumPool((3, 3), (2, 2), "SAME"), LAST),
-    "sum_pool_circular": (stax.SumPool((2, 3), (2, 1), "CIRCULAR"), LAST),
+    "sum_pool_circular": (stax.SumPool((1, 3), (1, 2), "CIRCULAR"), LAST),
     "global_sum_pool": (stax.GlobalSumPool(), LAST),
     "flatten_batch_last": (stax.Flatten(batch_axis_out=1), {"batch_axis": 1, "channel_axis": 0}),
     "index_slices": (stax.Index(stax.Slice[:, 1:4, :3:2]), LAST),
