@@ -22,7 +22,12 @@ RNG = np.random.RandomState(0)
 def examples(n):
     mask = RNG.rand(n, T) > 0.4
     mask[:, 0] = True
-    return {"x": RNG.randn(n, T, D), "mask": mask, "length": RNG.randint(1, T + 1, n)}
+    return {
+        "x": RNG.randn(n, T, D),
+        "mask": mask,
+        "length": RNG.randint(1, T + 1, n),
+        "edges": RNG.randint(0, T, (n, 6, 2)),
+    }
 
 
 G1, G2 = examples(2), examples(3)
@@ -60,6 +65,14 @@ def identity(h):
     return h
 
 
+def messages(h, edges):
+    """Sums over the senders of the edges that arrive at each vertex."""
+    return jax.ops.segment_sum(h[edges[:, 0]], edges[:, 1], len(h))
+
+
+SENT_TO = np.array([1, 3, 1, 0])
+
+
 def column(mask):
     return mask[..., None]
 
@@ -74,10 +87,18 @@ OPERATIONS = {
     "mask from lengths": lambda h, g: jnp.where((jnp.arange(T) < g["length"][:, None])[..., None], h, 0).sum(1),
     "last position, with arange": lambda h, g: h[jnp.arange(len(h)), g["length"] - 1],
     "last position, with vmap": lambda h, g: jax.vmap(lambda one, i: one[i - 1])(h, g["length"]),
-    "positions in another order for each example": lambda h, g: jnp.take_along_axis(
-        h, jnp.argsort(g["x"][..., :1], 1), 1
-    ),
     "last position, along the axis": lambda h, g: jnp.take_along_axis(h, g["length"][:, None, None] - 1, 1),
+    "an order of each example": lambda h, g: jnp.take_along_axis(h, jnp.argsort(g["x"][..., :1], 1), 1),
+    "neighbours, with vmap": lambda h, g: jax.vmap(lambda one, e: one[e[:, 0]])(h, g["edges"]),
+    "neighbours, with arange": lambda h, g: h[jnp.arange(len(h))[:, None], g["edges"][..., 0]],
+    "messages along edges": lambda h, g: jax.vmap(messages)(h, g["edges"]),
+    "messages to vertices that exist": lambda h, g: jax.vmap(messages)(h, g["edges"] + np.array([0, 2])),
+    "messages added": lambda h, g: jax.vmap(lambda one, e: one.at[e[:, 1]].add(one[e[:, 0]]))(h, g["edges"]),
+    "messages added, clipped": lambda h, g: jax.vmap(lambda one, e: one.at[2 * e[:, 1]].add(one[e[:, 0]], mode="clip"))(
+        h, g["edges"]
+    ),
+    "the same edges for all": lambda h, g: jnp.zeros_like(h).at[:, SENT_TO].add(jnp.flip(h, 1)),
+    "one message": lambda h, g: jax.vmap(lambda one, e: one.at[e[0, 1]].add(one[e[0, 0]]))(h, g["edges"]),
     "constant index of each example": lambda h, g: h[jnp.arange(len(h)), 2],
     "one of three": lambda h, g: jax.lax.select_n(
         jnp.broadcast_to(column(g["mask"] * 1 + (g["x"][..., 0] > 0)), h.shape), h, 2 * h, jnp.flip(h, 1)
@@ -146,6 +167,8 @@ def test_channels_that_a_mask_leaves_out():
 
 
 REFUSED = {
+    "a lookup that reads 7": lambda h, g: jnp.take_along_axis(h, g["length"][:, None, None], 1, "fill", fill_value=7.0),
+    "a lookup that reads 5": lambda h, g: jnp.take_along_axis(h, g["edges"][..., :1], 1, "fill", fill_value=5.0),
     "indexing of several axes": lambda h, g: jax.vmap(lambda one, i: one[i - 1, i])(h, g["length"]),
 }
 

@@ -56,7 +56,7 @@ def read_lookup(reader: Reader, equation: Equation) -> None:
         param=param,
         indices=reader.field(indices, [*known_dims, []], [], (0, 1)),
         rows=shape[axis],
-        outside=_outside(reader, equation),
+        outside=outside_value(reader, equation),
     )
     new, channels = new_channels([shape[d] for d in free])
     atoms = iter(Atom(False, k) for k in range(len(node.sizes)))
@@ -67,7 +67,7 @@ def read_lookup(reader: Reader, equation: Equation) -> None:
     reader.values[out] = Feature(dims, channels, (Segment(node, 0, math.prod(channels)),), out)
 
 
-def _outside(reader: Reader, equation: Equation) -> float | None:
+def outside_value(reader: Reader, equation: Equation) -> float | None:
     """What is read at an index that is not one of a row: NaN or 0, or None for the nearest row."""
     if equation.params["mode"] != jax.lax.GatherScatterMode.FILL_OR_DROP:
         return None

@@ -6,17 +6,15 @@ from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
-from jax.lax import GatherScatterMode
 
 from infnet.errors import MONTE_CARLO
 from infnet.nodes import Param
 from infnet.program import Feature, Known
 from infnet.reader import Reader
 from infnet.rules.index_linear import with_whole_axes
+from infnet.rules.lookup import outside_value
 from infnet.rules.sums import combine, scaled
 from infnet.trace import Equation
-
-FILL = GatherScatterMode.FILL_OR_DROP
 
 
 def read_select(reader: Reader, equation: Equation) -> None:
@@ -56,8 +54,8 @@ def _part(reader: Reader, equation: Equation, which: int, number: int, case: int
 def at_position(reader: Reader, equation: Equation, axis: int, component: int) -> Feature:
     """The operand of a gather, zero but for the position on `axis` that its known index says for each example."""
     x, indices = equation.inputs
-    shape, batch, mode = reader.shape(x), reader.trace.batch_axis[x], equation.params["mode"]
-    positions, fill, dtype = shape[axis], equation.params["fill_value"], reader.trace.avals[x].dtype
+    shape, batch = reader.shape(x), reader.trace.batch_axis[x]
+    positions, missing, dtype = shape[axis], outside_value(reader, equation), reader.trace.avals[x].dtype
 
     def along(d: int | None, values: jax.Array) -> jax.Array:
         return values.reshape([-1 if k == d else 1 for k in range(len(shape))])
@@ -67,7 +65,7 @@ def at_position(reader: Reader, equation: Equation, axis: int, component: int) -
         outside = (index < 0) | (index >= positions)
         place = along(axis, jnp.arange(positions))
         found = (place == jnp.clip(index, 0, positions - 1)).astype(dtype)
-        return jnp.where(outside, jnp.nan if fill is None else fill, found) if mode == FILL else found
+        return found if missing is None else jnp.where(outside, missing, found)
 
     weights = reader.known(equation, indicator, [indices], batch)
     part = reader.variable_like(x, equation)

@@ -47,8 +47,8 @@ class Layers:
         self._local = partial(stax.ConvLocal, **options)
         self._multiplier = multiplier
 
-    def dense(self, width):
-        return self._dense(width * self._multiplier)
+    def dense(self, width, **axes):
+        return self._dense(width * self._multiplier, **axes)
 
     def conv(self, width, window, strides=(1, 1), padding="SAME"):
         return self._conv(width * self._multiplier, window, strides, padding)
@@ -213,12 +213,11 @@ def networks(*convention):
     }
 
 
-def freeze(network, shape):
-    """`{"nngp/x1x2": array, ...}` of one network."""
-    x1, x2 = inputs.make(shape)
+def freeze(network, examples):
+    """`{"nngp/x1x2": array, ...}` of one network; `examples` are `which -> (x1, x2, options)`."""
     (_, _, kernel_fn), frozen = network, {}
-    for which, other in (("x1x2", x2), ("x1x1", None)):
-        kernel = kernel_fn(x1, other, ("nngp", "ntk"))
+    for which, (x1, x2, options) in examples.items():
+        kernel = kernel_fn(x1, x2, ("nngp", "ntk"), **options)
         for moment in ("nngp", "ntk"):
             value = np.asarray(getattr(kernel, moment))
             assert value.dtype == np.float64
@@ -227,16 +226,29 @@ def freeze(network, shape):
     return frozen
 
 
-def main():
-    conventions = {"standard": ("standard", 1), "standard_x4": ("standard", 4), "ntk": ("ntk", 1)}
+def write(name, networks, conventions):
+    """Writes the kernels of `networks(*convention) -> {name: (network, examples)}` beside this file."""
     arrays = {}
     for convention, arguments in conventions.items():
-        for name, (network, shape) in networks(*arguments).items():
-            for key, value in freeze(network, shape).items():
-                arrays[f"{name}/{convention}/{key}"] = value
-    path = Path(__file__).with_name("neural_tangents.npz")
+        for network_name, (network, examples) in networks(*arguments).items():
+            for key, value in freeze(network, examples).items():
+                arrays[f"{network_name}/{convention}/{key}"] = value
+    path = Path(__file__).with_name(name)
     np.savez_compressed(path, **arrays)
     print(f"{path}: {len(arrays)} arrays, {path.stat().st_size / 1024:.0f} KiB")
+
+
+def with_examples(network, shape):
+    x1, x2 = inputs.make(shape)
+    return network, {"x1x2": (x1, x2, {}), "x1x1": (x1, None, {})}
+
+
+def main():
+    def with_inputs(*convention):
+        return {name: with_examples(*network) for name, network in networks(*convention).items()}
+
+    conventions = {"standard": ("standard", 1), "standard_x4": ("standard", 4), "ntk": ("ntk", 1)}
+    write("neural_tangents.npz", with_inputs, conventions)
 
 
 if __name__ == "__main__":
