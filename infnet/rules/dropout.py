@@ -49,7 +49,7 @@ def read_noise(reader: Reader, equation: Equation) -> None:
             f"use dropout behind the first layer; or {MONTE_CARLO}",
         )
     if equation.primitive is lax_p.random_bits_p:
-        varies = [long_axes(equation.source.outvars[0].aval.shape)]  # type: ignore[attr-defined]
+        varies = [long_axes(reader.trace.avals[v].shape) for v in equation.outputs]
     else:
         varies = varying_axes(equation.source, [v.varies for v in values if isinstance(v, Known | Noise)])
     for var, axes in zip(equation.outputs, varies, strict=True):
