@@ -30,6 +30,7 @@ __all__ = [
     "mlir",
     "optimization_barrier_p",
     "register_exclusion",
+    "scan_counts",
     "split_p",
     "stack_p",
     "summarize",
@@ -44,6 +45,18 @@ def evaluate_equation(equation: JaxprEqn, values: Sequence[Any]) -> list[Any]:
     name = DebugInfo("infnet", equation.primitive.name, None, None)
     jaxpr = Jaxpr((), list(bound), equation.outvars, [equation], equation.effects, name)
     return jaxpr_as_fun(ClosedJaxpr(jaxpr, ()))(*bound.values())
+
+
+def scan_counts(equation: JaxprEqn) -> tuple[int, int]:
+    """The numbers of constants and of carried values of a `scan`; how its parameters say so depends on the version."""
+    body = equation.params["jaxpr"].jaxpr
+
+    def more_axes(outer: Sequence[Any], inner: Sequence[Any]) -> int:
+        # What is scanned over, or stacked, has one more axis outside.
+        return sum(a.aval.ndim > b.aval.ndim for a, b in zip(outer, inner, strict=True))
+
+    n_carry = len(equation.outvars) - more_axes(equation.outvars, body.outvars)
+    return len(equation.invars) - more_axes(equation.invars, body.invars) - n_carry, n_carry
 
 
 def jit_is_disabled() -> bool:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from infnet._jax import ClosedJaxpr, JaxprEqn, Literal, summarize
+from infnet._jax import ClosedJaxpr, JaxprEqn, Literal, scan_counts, summarize
 from infnet._jax import lax_primitives as lax_p
 from infnet.errors import InputError, Where
 from infnet.numpy_rules import CALLS, called_jaxpr
@@ -105,7 +105,7 @@ class _Inliner:
         if eqn.primitive in CALLS and not stays_whole:
             return self.inline(called_jaxpr(eqn), inputs, where)
         if eqn.primitive is lax_p.scan_p and is_random and eqn.params["length"]:
-            return self._unroll(eqn.params, inputs, where)
+            return self._unroll(eqn, inputs, where)
         if eqn.primitive is lax_p.cond_p and is_random:
             index = constant_value(self.flat, inputs[0])
             if index is not None:
@@ -117,9 +117,9 @@ class _Inliner:
         self.flat.equations.append(Equation(eqn.primitive, inputs, outputs, eqn.params, where, eqn))
         return outputs
 
-    def _unroll(self, params: dict[str, Any], inputs: tuple[int, ...], where: Where) -> list[int]:
+    def _unroll(self, eqn: JaxprEqn, inputs: tuple[int, ...], where: Where) -> list[int]:
         """The steps of a scan, one after the other."""
-        n_consts, n_carry, length = params["num_consts"], params["num_carry"], params["length"]
+        (n_consts, n_carry), params, length = scan_counts(eqn), eqn.params, eqn.params["length"]
         consts, xs = inputs[:n_consts], inputs[n_consts + n_carry :]
         carry: Sequence[int] = inputs[n_consts : n_consts + n_carry]
         rows: dict[int, list[int]] = {}

@@ -13,12 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from jax import numpy as jnp
 
-from infnet._jax import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive, Var
+from infnet._jax import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive, Var, scan_counts
 from infnet._jax import lax_primitives as lax
 from infnet.laws.elementwise import elementwise_rule, known_rule
 from infnet.laws.moments import (
@@ -143,12 +142,9 @@ def _scan_rule(eqn: JaxprEqn, operands: Sequence[Value], needed: Sequence[bool])
     body, length, reverse = (eqn.params[k] for k in ("jaxpr", "length", "reverse"))
     if length > MAX_SCAN:
         raise NoLaw(f"it is a loop of more than {MAX_SCAN} steps")
-    # what is scanned over, or stacked, has one more axis outside; how the parameters say so varies
-    num_rows = _more_axes(eqn.invars, body.jaxpr.invars)
-    num_carry = len(eqn.outvars) - _more_axes(eqn.outvars, body.jaxpr.outvars)
-    first_row = len(operands) - num_rows
-    consts = operands[: first_row - num_carry]
-    carry = list(operands[first_row - num_carry : first_row])
+    num_consts, num_carry = scan_counts(eqn)
+    first_row = num_consts + num_carry
+    consts, carry = operands[:num_consts], list(operands[num_consts:first_row])
     wanted = [True] * num_carry + list(needed[num_carry:])
     steps: list[list[Value]] = []
     for i in reversed(range(length)) if reverse else range(length):
@@ -158,10 +154,6 @@ def _scan_rule(eqn: JaxprEqn, operands: Sequence[Value], needed: Sequence[bool])
         steps.append(outputs[num_carry:])
     columns = zip(*(steps[::-1] if reverse else steps), strict=True)
     return [*carry, *(_stack(eqn, column) for column in columns)]
-
-
-def _more_axes(outer: Sequence[Any], inner: Sequence[Any]) -> int:
-    return sum(a.aval.ndim > b.aval.ndim for a, b in zip(outer, inner, strict=True))
 
 
 def _row(column: Value, i: int) -> Value:
