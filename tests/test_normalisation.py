@@ -126,6 +126,7 @@ SAME = {
     "projected to the sphere": lambda module, x: x / jnp.linalg.norm(x, axis=-1, keepdims=True) * x.shape[-1] ** 0.5,
     "root mean square": lambda module, x: x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6),
     "sum of squares": lambda module, x: x / jnp.sqrt(jnp.sum(jnp.square(x), -1, keepdims=True) / x.shape[-1]),
+    "a power": lambda module, x: x * jnp.power(jnp.sum(x * x, -1, keepdims=True) / x.shape[-1], -0.5),
     "inner product": lambda module, x: x / jnp.sqrt(jnp.einsum("ni,ni->n", x, x) / x.shape[-1])[:, None],
     "scale of zeros plus one": lambda module, x: (
         PLAIN()(x) * (1 + module.param("scale", nn.initializers.zeros, (x.shape[-1],)))
@@ -238,6 +239,7 @@ def test_a_random_scale_is_not_gaussian():
         lambda module, width, x: jnp.tanh(dense(width)(x).sum(-1, keepdims=True)),
         lambda module, width, x: jnp.exp(dense(width)(x).sum(-1, keepdims=True) / width**0.5),
         lambda module, width, x: dense(width)(x) - jnp.square(dense(width)(x)).sum(-1, keepdims=True),
+        lambda module, width, x: jnp.exp(jnp.square(dense(width)(x)).sum(-1, keepdims=True) ** 2 / width),
     ],
 )
 def test_sums_over_channels_that_are_no_means_are_refused(body):

@@ -40,8 +40,8 @@ SHAPE_ONLY = frozenset(
         lax_p.reduce_sum_p,
     }
 )
-# Of a sum of squares these keep the relative size of its fluctuations, which vanishes.
-POWERS = frozenset({lax_p.sqrt_p, lax_p.rsqrt_p, lax_p.integer_pow_p, lax_p.pow_p, lax_p.square_p})
+# Of a sum of squares these keep the relative size of its fluctuations, which vanishes, and do not enlarge them.
+ROOTS = frozenset({lax_p.sqrt_p, lax_p.rsqrt_p})
 SMALL_CHANGES = frozenset({lax_p.add_p, lax_p.add_jaxvals_p, lax_p.max_p})
 
 
@@ -78,8 +78,10 @@ def _excess(reader: Reader, equation: Equation, known: Known) -> float | None:
         return known.excess / abs(others[0])
     if not known.squares:
         return None
-    if primitive in POWERS or (primitive in SMALL_CHANGES and None not in others):
+    if primitive in ROOTS or (primitive in SMALL_CHANGES and None not in others):
         return known.excess
+    if primitive is lax_p.pow_p and inputs[0] == known.var and others and others[0] is not None:
+        return known.excess if abs(others[0]) <= 1 else None
     return known.excess if primitive is lax_p.div_p else None
 
 
@@ -141,16 +143,18 @@ def magnitude(node: Node, polynomial: tuple[float, float, float] = (0.0, 1.0, 0.
 
 
 def _scale(node: Node) -> float:
-    factor = 1.0
-    while isinstance(node, Sum) and len(node.terms) == 1:
-        (term,) = node.terms
-        factor *= 1.0 if isinstance(term.coefficient, Field) else abs(term.coefficient)
-        node = term.node
-    if isinstance(node, Sum):
-        return factor * max(
-            (1.0 if isinstance(t.coefficient, Field) else abs(t.coefficient)) * _scale(t.node) for t in node.terms
-        )
-    return factor
+    """The largest product of coefficients on the way from a sum to what is summed."""
+    sums, waiting = {}, [node]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, Sum) and part.index not in sums:
+            sums[part.index] = part
+            waiting.extend(term.node for term in part.terms)
+    scales: dict[int, float] = {}
+    for index, part in sorted(sums.items()):
+        factors = [1.0 if isinstance(t.coefficient, Field) else abs(t.coefficient) for t in part.terms]
+        scales[index] = max(f * scales.get(t.node.index, 1.0) for f, t in zip(factors, part.terms, strict=True))
+    return scales.get(node.index, 1.0)
 
 
 def define_sum(

@@ -161,7 +161,7 @@ def _affine_of_param(equation: Equation, number: float | None, power: int, place
     if number is None:
         return (1.0, 0.0) if _unchanged(equation) else (-1.0, 0.0) if primitive is lax_p.neg_p else None
     if power:
-        return number**power, 0.0
+        return None if power < 0 and not number else (number**power, 0.0)
     if primitive in ADDITIVE:
         signs = ADDITIVE[primitive]
         return signs[place], signs[1 - place] * number
