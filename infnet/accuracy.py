@@ -12,15 +12,17 @@ import numpy as np
 from infnet.activations import Activation
 from infnet.activations.series import SeriesActivation
 from infnet.computation import Computation
+from infnet.context import Weights
 from infnet.errors import NumericalError, UnsupportedError
-from infnet.execute import Weights, example_values, steps_one_by_one
+from infnet.execute import example_values, steps_one_by_one
 from infnet.nodes import Elementwise
-from infnet.plan import Ask, Moments, Plan, variance
+from infnet.plan import Ask, AskKnown, Moments, Plan, variance
+from infnet.results import Results
 
 
 def series_nodes(plan: Plan) -> list[Elementwise]:
     """The nonlinearities of a plan whose kernels are series."""
-    asked = [step.request for step in plan.steps]
+    asked = [step.request for step in plan.steps if not isinstance(step.request, AskKnown)]
     nodes = {u.index: u for request in asked for u in (request.u, getattr(request, "v", request.u))}
     found = [n for n in nodes.values() if isinstance(n, Elementwise) and isinstance(n.activation, SeriesActivation)]
     return sorted(found, key=lambda node: node.index)
@@ -31,19 +33,29 @@ def settled(
 ) -> dict[int, Activation]:
     """The series of each node, with terms enough for a relative error below `tol` at the variances of its argument.
 
-    With terms for variances larger by the factor `margin`, if so many are at hand.
+    With terms for variances larger by the factor `margin`, if so many are at hand. Layers with the same function get
+    the same number of terms, so that they stay alike (see `schedule`).
 
     Raises:
         UnsupportedError: a series does not converge to `tol` at the variances themselves.
     """
+    alike: dict[Activation, list[Elementwise]] = {}
+    for node in series_nodes(plan):
+        alike.setdefault(_series(computation, node), []).append(node)
+    found: dict[int, Activation] = {}
+    for nodes in alike.values():
+        worst = max(nodes, key=lambda node: variances[node.index])
+        found.update(dict.fromkeys((n.index for n in nodes), _with_terms(computation, worst, tol, variances, margin)))
+    return found
 
-    def with_terms(node: Elementwise) -> Activation:
-        series, q = _series(computation, node), variances[node.index]
-        with suppress(UnsupportedError):
-            return series.with_order(tol, margin * q)
-        return series.with_order(tol, q)
 
-    return {node.index: with_terms(node) for node in series_nodes(plan)}
+def _with_terms(
+    computation: Computation, node: Elementwise, tol: float, variances: Mapping[int, float], margin: float
+) -> SeriesActivation:
+    series, q = _series(computation, node), variances[node.index]
+    with suppress(UnsupportedError):
+        return series.with_order(tol, margin * q)
+    return series.with_order(tol, q)
 
 
 def _series(computation: Computation, node: Elementwise) -> SeriesActivation:
@@ -58,11 +70,13 @@ def largest_variances(
     """The largest second moment of the argument of each series, over examples and positions."""
     nodes = series_nodes(plan)
 
+    schedule = computation.schedule(plan)
+
     def of_example(leaves: Sequence[jax.Array]) -> list[jax.Array]:
         context = computation.context(weights)
-        results = example_values(plan, computation.program.trace, context, 1, leaves).results
-        asks = [variance(n.operand, 1) for n in nodes]
-        blocks = [None if ask is None else results[ask.key] for ask in asks]
+        values = example_values(schedule, computation.program.trace, context, 1, leaves)
+        results = Results(plan, schedule.places, {1: values})
+        blocks = [results.read(variance(n.operand, 1)) for n in nodes]
         return [jnp.zeros(()) if b is None or b.s is None else b.s.max(initial=0) for b in blocks]
 
     if not nodes or not len(x[0]):

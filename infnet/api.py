@@ -17,8 +17,8 @@ import numpy as np
 from infnet.accuracy import largest_variances, raise_not_finite, series_nodes, settled
 from infnet.arguments import NAMES, Inputs, learning_rates, names_of, one_of, positive
 from infnet.computation import Computation
+from infnet.context import Weights
 from infnet.errors import InputError, NumericalError
-from infnet.execute import Weights
 from infnet.explain import Explanation, explain
 from infnet.float64 import in_float64
 from infnet.kernel import Kernel

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,11 +17,14 @@ import jax.numpy as jnp
 
 from infnet.activations import Activation
 from infnet.arguments import NAMES
-from infnet.execute import Context, Values, Weights, example_values, pair_moments
+from infnet.context import Context, Weights
+from infnet.execute import example_values, pair_moments
 from infnet.layout import to_sides
 from infnet.plan import Ask, Moments, Plan, make_plan
 from infnet.program import OutputPair, Program
+from infnet.results import Values
 from infnet.rules import rule
+from infnet.schedule import Schedule
 from infnet.tiling import matrix, symmetric_matrix, tile_sizes
 
 Arrays = dict[str, Any]  # a list of arrays for each kernel, one for each pair of outputs
@@ -50,7 +54,11 @@ class Computation:
             for left, right, _ in pair.pieces:
                 shift = right.start - left.start
                 asks.append(Ask(left.node, right.node, shift, side, pair.layout, "ntk" in names))
-        return make_plan(asks, rule)
+        return make_plan(asks, partial(rule, self.program.trace))
+
+    def schedule(self, plan: Plan) -> Schedule:
+        """The order in which a plan is executed, with loops for repeated layers."""
+        return Schedule(plan, self.activations)
 
     def context(self, weights: Weights) -> Context:
         """What the steps of a plan read."""
@@ -66,16 +74,17 @@ class Computation:
         """
         wanted = [n for n in names if n in NAMES]
         plan = self.plan(wanted, (1, 2))
+        schedule = self.schedule(plan)
         own = jax.vmap(self._own(wanted), (None, 0))
 
         def of_pairs(weights: Weights, x1: Examples, x2: Examples) -> Arrays:
             context = self.context(weights)
 
             def of_example(side: int) -> Callable[[Examples], Values]:
-                return jax.vmap(lambda x: example_values(plan, self.program.trace, context, side, x))
+                return jax.vmap(lambda x: example_values(schedule, self.program.trace, context, side, x))
 
             def of_pair(one: Values, two: Values) -> Arrays:
-                return self._outputs(*pair_moments(plan, context, {1: one, 2: two}), wanted)
+                return self._outputs(*pair_moments(schedule, context, {1: one, 2: two}), wanted)
 
             def block(rows: Any, columns: Any) -> Arrays:
                 return jax.vmap(jax.vmap(of_pair, (None, 0)), (0, None))(rows, columns)
@@ -118,12 +127,12 @@ class Computation:
         return jnp.where(jnp.isnan(errors), 0, errors).max(initial=0)
 
     def _own(self, names: Sequence[str]) -> Callable[..., Arrays]:
-        plan = self.plan(names, (1, 1))
+        schedule = self.schedule(self.plan(names, (1, 1)))
 
         def kernels(weights: Weights, x: Examples) -> Arrays:
             context = self.context(weights)
-            values = example_values(plan, self.program.trace, context, 1, x)
-            return self._outputs(*pair_moments(plan, context, {1: values}), names)
+            values = example_values(schedule, self.program.trace, context, 1, x)
+            return self._outputs(*pair_moments(schedule, context, {1: values}), names)
 
         return kernels
 

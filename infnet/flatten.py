@@ -8,6 +8,7 @@ exact. Comparing the two traces shows which axes count examples, and `independen
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -124,7 +125,7 @@ class _Inliner:
         carry: Sequence[int] = inputs[n_consts : n_consts + n_carry]
         rows: dict[int, list[int]] = {}
         for step in reversed(range(length)) if params["reverse"] else range(length):
-            row = [self.call(lambda x, at=step: lax.index_in_dim(x, at, keepdims=False), [x], where) for x in xs]
+            row = [self.inline(_row_of(self.flat.avals[x], step), [x], where)[0] for x in xs]
             outputs = self.inline(params["jaxpr"], [*consts, *carry, *row], where)
             carry, rows[step] = outputs[:n_carry], outputs[n_carry:]
         in_order = [rows[step] for step in range(length)]
@@ -136,6 +137,11 @@ class _Inliner:
         closed = jax.make_jaxpr(function)(*(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals))
         (output,) = self.inline(closed, inputs, where)
         return output
+
+
+@lru_cache(maxsize=2**12)  # a deep stack has several arrays of each shape, and is traced at two batch sizes
+def _row_of(aval: Any, at: int) -> ClosedJaxpr:
+    return jax.make_jaxpr(partial(lax.index_in_dim, index=at, keepdims=False))(aval)
 
 
 def _where(eqn: JaxprEqn, outer: Where) -> Where:

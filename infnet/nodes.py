@@ -5,8 +5,8 @@ So every moment of a node is a function of index positions alone, which is what 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,8 +17,7 @@ from infnet.errors import UnsupportedError, Where
 from infnet.primitives.contraction import Geometry
 
 
-@dataclass(frozen=True)
-class ParamKey:
+class ParamKey(NamedTuple):
     """A parameter array, or a slice of one: different slices are independent parameters."""
 
     leaf: int
@@ -28,18 +27,27 @@ class ParamKey:
 Leaf = tuple[ParamKey, int | None]  # and the channel offset at which it is read; None if several channels are read
 
 
-def shifted(leaves: Iterable[Leaf], shift: int) -> frozenset[Leaf]:
+def shifted(leaves: frozenset[Leaf], shift: int) -> frozenset[Leaf]:
     """The leaves of channel c + shift."""
+    if not shift:
+        return leaves
     return frozenset((key, None if start is None else start + shift) for key, start in leaves)
 
 
-def meet(one: Iterable[Leaf], two: Iterable[Leaf]) -> bool:
+def meet(one: frozenset[Leaf], two: frozenset[Leaf]) -> bool:
     """Whether two sets of leaves have an element of a parameter in common."""
-    rows: dict[ParamKey, set[int | None]] = {}
-    for key, start in one:
-        rows.setdefault(key, set()).add(start)
-    shared = [(rows[key], start) for key, start in two if key in rows]
-    return any(start is None or None in own or start in own for own, start in shared)
+    if not one.isdisjoint(two):
+        return True
+    return _contain(one, _read_at_several(two)) or _contain(two, _read_at_several(one))
+
+
+def _contain(leaves: frozenset[Leaf], keys: frozenset[ParamKey]) -> bool:
+    return bool(keys) and any(key in keys for key, _ in leaves)
+
+
+@lru_cache(maxsize=2**14)  # deep residual networks have many leaves, and ask for each pair of nodes
+def _read_at_several(leaves: frozenset[Leaf]) -> frozenset[ParamKey]:
+    return frozenset(key for key, start in leaves if start is None)
 
 
 @dataclass(frozen=True)

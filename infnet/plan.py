@@ -17,7 +17,7 @@ import jax
 
 from infnet.errors import Where
 from infnet.layout import Layout
-from infnet.nodes import Aggregation, Field, KnownNode, Lookup, Node, Sum, meet, shifted
+from infnet.nodes import ChannelSum, Node, meet, shifted
 
 Side = tuple[int, int]  # which example (1 or 2) the left and the right feature are evaluated on
 
@@ -85,36 +85,42 @@ class AskMean:
         return self.u.index, -1
 
 
-Request = Ask | AskMean
+@dataclass(frozen=True)
+class AskKnown:
+    """A request for the value of a Known variable on one example; `sums`: over channels, that it is computed from."""
+
+    var: int
+    side: int
+    sums: frozenset[ChannelSum] = field(default=frozenset(), repr=False)
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What is computed."""
+        return (-1, self.var, self.side)
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Before all moments that need it, and after the last of the sums."""
+        return max((one.index for one in self.sums), default=-1), 0
 
 
-def sided(request: Request) -> list[tuple[Node, int]]:
-    """The nodes of a request, each with the example that it is evaluated on."""
-    if isinstance(request, AskMean):
-        return [(request.u, request.side)]
-    return list(zip((request.u, request.v), request.side, strict=True))
+Request = Ask | AskMean | AskKnown
 
 
-def fields(request: Request) -> list[tuple[Field, int]]:
-    """The Known arrays that the step of a request reads, each with its example."""
-    found = []
-    for node, side in sided(request):
-        if isinstance(node, KnownNode):
-            found.append((node.field, side))
-        elif isinstance(node, Sum):
-            found.extend((t.coefficient, side) for t in node.terms if isinstance(t.coefficient, Field))
-        elif isinstance(node, Aggregation):
-            found.append((node.matrix, side))
-        elif isinstance(node, Lookup):
-            found.append((node.indices, side))
-    return found
+def home(request: Request) -> int:
+    """The example (1 or 2) that a request is about; 0 for a pair of them."""
+    if not isinstance(request, Ask):
+        return request.side
+    one, two = request.side
+    return one if one == two else 0
 
 
 @dataclass(frozen=True)
 class Step:
     """How one requested moment is computed from the moments it `needs`.
 
-    `evaluate(context, results)` gets one result per need (Moments, a mean, or None for zero).
+    `evaluate(context, results)` gets one result per need (Moments, a mean, or None for zero); what it `reads` are Known
+    variables, which it finds in the context.
     """
 
     request: Request
@@ -123,6 +129,12 @@ class Step:
     needs: tuple[Request | None, ...]
     evaluate: Callable[[Any, Sequence[Any]], Any] = field(repr=False)
     exact: str = "exact"
+    reads: tuple[AskKnown, ...] = ()
+
+    @property
+    def requests(self) -> tuple[Request | None, ...]:
+        """What it needs and reads."""
+        return (*self.needs, *self.reads)
 
 
 @dataclass(frozen=True)
@@ -160,7 +172,7 @@ def make_plan(outputs: Sequence[Ask], rule: Callable[[Request], Step]) -> Plan:
         *_, key = heapq.heappop(heap)
         step = rule(waiting.pop(key))
         steps.append(step)
-        for need in step.needs:
+        for need in step.requests:
             if need is not None:
                 assert need.order < step.request.order, "a step may only need moments of earlier nodes"
                 add(need)

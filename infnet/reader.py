@@ -17,6 +17,7 @@ import numpy as np
 from infnet._jax import Primitive
 from infnet._jax import lax_primitives as lax_p
 from infnet.activations import Activation, recognise
+from infnet.activations.series import SeriesActivation
 from infnet.errors import MONTE_CARLO, UnsupportedError, Where
 from infnet.flatten import add_function
 from infnet.gradients import scale_gradients
@@ -55,6 +56,7 @@ class Reader:
         self.param_uses: dict[int, dict[ParamKey, Any]] = {}
         self._settled: dict[int, Feature] = {}
         self._elementwise: dict[tuple[int, int, int], Elementwise] = {}
+        self._activations: dict[tuple[Any, ...], Activation] = {}
         self._constants: dict[int, np.ndarray | None] = {}
         self._count = 0
         self.one = self.new(OneNode, sizes=(), where=Where(), leaves=frozenset(), gaussian=True, zero_mean=False)
@@ -190,10 +192,27 @@ class Reader:
         where = self.chain_where(base, var)
         activation: Activation | UnsupportedError
         try:
-            activation = recognise(self._chain(base, var), where)
+            activation = self._recognised(base, var, where)
         except UnsupportedError as error:
             activation = error
         return self.elementwise(node, activation, where)
+
+    def _recognised(self, base: int, var: int, where: Where) -> Activation:
+        """The function between two variables; one that was met before is not recognised again."""
+        numbers: dict[int, int] = {base: 0}
+        description: list[Any] = [self.trace.avals[base]]
+        for equation in self.chain_equations(base, var):
+            constants = [self.constant(v) if self._is_known(v) else None for v in equation.inputs]
+            names = [numbers.setdefault(v, len(numbers)) for v in (*equation.inputs, *equation.outputs)]
+            params = equation.source.params.items()
+            # What says nothing of its value, as jaxprs, is the same only if it is one object.
+            values = [(name, value if _is_plain(value) else id(value)) for name, value in params]
+            description += [equation.primitive, *names, *constants, *values, numbers.get(var)]
+        key = tuple(description)
+        if key not in self._activations:
+            self._activations[key] = recognise(self._chain(base, var), where)
+        found = self._activations[key]
+        return dataclasses.replace(found, where=where) if isinstance(found, SeriesActivation) else found
 
     def elementwise(self, node: Node, activation: Activation | UnsupportedError, where: Where) -> Elementwise:
         """The node of a scalar function of `node`."""
@@ -401,6 +420,12 @@ REASONS: dict[Primitive, tuple[str, str]] = {
         f"multiply by the real and the imaginary part of the Fourier matrix (`jnp.einsum`); or {MONTE_CARLO}",
     ),
 }
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, bool | int | float | str | bytes | None | np.dtype) or (
+        isinstance(value, tuple) and all(map(_is_plain, value))
+    )
 
 
 def _disjoint(one: ParamKey, two: ParamKey) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from infnet._jax import JaxprEqn, Primitive, evaluate_equation
 from infnet._jax import lax_primitives as lax_p
@@ -33,6 +34,26 @@ class Equation:
         return evaluate_equation(self.source, values)
 
 
+@dataclass(frozen=True)
+class Variable:
+    """A variable of a trace: its number, its shape for one example, and which axis counts the two examples."""
+
+    number: int
+    shape: tuple[int, ...]
+    dtype: Any
+    batch_axis: int | None
+
+    def of_batch(self, value: jax.Array) -> jax.Array:
+        """The value for a batch of two examples that are the same; axes of size 1 are broadcast."""
+        one = jnp.broadcast_to(value, self.shape).astype(self.dtype)
+        return one if self.batch_axis is None else jnp.concatenate([one, one], self.batch_axis)
+
+    def of_one(self, value: Any) -> Any:
+        """The first example's half of the value of a batch."""
+        axis = self.batch_axis
+        return value if axis is None else value[(slice(None),) * axis + (slice(0, value.shape[axis] // 2),)]
+
+
 @dataclass(eq=False)
 class Flat:
     """A jaxpr with its calls inlined: equations over numbered variables, literals and constants included."""
@@ -42,6 +63,8 @@ class Flat:
     constants: dict[int, Any] = field(default_factory=dict)
     inputs: list[int] = field(default_factory=list)
     outputs: list[int] = field(default_factory=list)
+    _producers: dict[int, int] = field(default_factory=dict, init=False, repr=False)
+    _indexed: int = field(default=0, init=False, repr=False)
 
     def new(self, aval: Any) -> int:
         """Number a new variable."""
@@ -53,6 +76,14 @@ class Flat:
         number = self.new(aval)
         self.constants[number] = value
         return number
+
+    def producer(self, var: int) -> int | None:
+        """The number of the equation that computes a variable; None for inputs and constants."""
+        # Equations are appended while a program is read.
+        for number in range(self._indexed, len(self.equations)):
+            self._producers.update(dict.fromkeys(self.equations[number].outputs, number))
+        self._indexed = len(self.equations)
+        return self._producers.get(var)
 
 
 @dataclass(eq=False)
@@ -85,10 +116,13 @@ class Trace(Flat):
         shape = self.avals[var].shape
         return tuple(n // 2 if axis == self.batch_axis[var] else n for axis, n in enumerate(shape))
 
+    def variable(self, var: int) -> Variable:
+        """All about one variable."""
+        return Variable(var, self.shape(var), self.avals[var].dtype, self.batch_axis[var])
+
     def rows_of_one(self, var: int, value: Any) -> Any:
         """The first example's half of the value of a variable."""
-        axis = self.batch_axis[var]
-        return value if axis is None else value[(slice(None),) * axis + (slice(0, value.shape[axis] // 2),)]
+        return self.variable(var).of_one(value)
 
 
 def is_elementwise(equation: JaxprEqn) -> bool:
@@ -102,12 +136,13 @@ def is_elementwise(equation: JaxprEqn) -> bool:
 def needed_equations(flat: Flat, variables: Iterable[int], given: Container[int] | None = None) -> list[Equation]:
     """The equations that these variables depend on, in order; those in `given` (the constants) have a value already."""
     known = flat.constants if given is None else given
-    needed, kept = {v for v in variables if v not in known}, []
-    for equation in reversed(flat.equations):
-        if needed.intersection(equation.outputs):
-            needed.update(v for v in equation.inputs if v not in known)
-            kept.append(equation)
-    return kept[::-1]
+    waiting, kept = [v for v in variables if v not in known], set[int]()
+    while waiting:
+        number = flat.producer(waiting.pop())
+        if number is not None and number not in kept:
+            kept.add(number)
+            waiting.extend(v for v in flat.equations[number].inputs if v not in known)
+    return [flat.equations[number] for number in sorted(kept)]
 
 
 def evaluate(flat: Flat, variables: Sequence[int], inputs: Mapping[int, Any]) -> dict[int, Any]:

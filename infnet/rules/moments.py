@@ -35,32 +35,30 @@ from infnet.nodes import (
     Sum,
     Unfolded,
 )
-from infnet.plan import Ask, AskMean, Moments, Request, Step, fields
+from infnet.plan import Ask, AskKnown, AskMean, Moments, Request, Step
 from infnet.rules.channel_sums import channel_sum_step
 from infnet.rules.contraction import contraction_step
 from infnet.rules.convolution import grouped_step
 from infnet.rules.custom import custom_step
 from infnet.rules.dropout import mean_of_dropped
+from infnet.rules.known import known_step, reads_of
 from infnet.rules.linear import LINEAR, index_map, linear_step
 from infnet.rules.lookup import lookup_step
 from infnet.rules.nonlinear import mean_of_elementwise, mixed_step, nonlinear_step
 from infnet.rules.products import mean_of_product, product_step
 from infnet.rules.trained_scales import mean_of_scaled
 from infnet.rules.unfold import mean_of_unfolded, unfolded_step
+from infnet.trace import Trace
 
 
-def rule(request: Request) -> Step:
-    """The step that computes a requested moment."""
-    step = _rule(request)
-    sums = tuple(dict.fromkeys(AskMean(one, side) for field, side in fields(request) for one in field.sums))
-    if not sums:
-        return step
-    # The arrays that it reads depend on sums over channels: these come first.
-    count = len(step.needs)
-    return replace(step, needs=step.needs + sums, evaluate=lambda c, results: step.evaluate(c, results[:count]))
+def rule(trace: Trace, request: Request) -> Step:
+    """The step that computes what is requested; `trace`: where Known variables are computed."""
+    if isinstance(request, AskKnown):
+        return known_step(trace, request)
+    return replace(_rule(request), reads=reads_of(request))
 
 
-def _rule(request: Request) -> Step:
+def _rule(request: Ask | AskMean) -> Step:
     if isinstance(request, AskMean):
         return mean_step(request)
     u, v = request.u, request.v
