@@ -1,10 +1,12 @@
-"""Deep networks: time to compile and to run the kernels of L relu layers, per layer, and what `stored` saves.
+"""Deep networks: time to compile and to run the kernels of L relu layers, as a loop and layer by layer.
 
     python benchmarks/depth.py [depth ...]
 
-For 500 examples with themselves, NNGP and NTK in float32; runs are the best of 3. "recomputed" is the same without
-`infnet.primitives.stored`: XLA on CPU then runs the layers again in every loop that needs them. The copy is that of
-both matrices.
+For 500 examples with themselves, NNGP and NTK in float32; runs are the best of 3, and their unit is the time to copy
+both matrices, per layer. "first call" is the time from the model to its first kernel: tracing, planning, compiling and
+one run; it is also given relative to that of the first depth. "layer by layer" is the same without `infnet.schedule`'s
+loops, and "recomputed" is layer by layer without `infnet.primitives.stored`: XLA on CPU then runs the layers again in
+every loop that needs them. These two are left out above 20 layers, where they take minutes.
 """
 
 from __future__ import annotations
@@ -48,18 +50,36 @@ def seconds(run: Callable[[], object]) -> tuple[float, float]:
     return times[0], min(times[1:])
 
 
+def measured(depth: int, x: jax.Array) -> tuple[float, float]:
+    """Seconds from the model to the first kernel, and of the best run after it."""
+    start = time.perf_counter()
+    kernel = kernel_of(depth)
+    built = time.perf_counter() - start
+    first, run = seconds(partial(kernel, x, get=("nngp", "ntk")))
+    return built + first, run
+
+
 def main(depths: list[int]) -> None:
     """Print a line for each depth."""
     x = jax.random.normal(jax.random.key(0), (N, WIDTH))
     _, floor = seconds(partial(jax.jit(jnp.negative), jnp.ones((2, N, N))))
-    print(f"{'layers':>6} {'first call, s/layer':>20} {'run, ms/layer':>14} {'in copies':>10} {'recomputed: both':>20}")
+    measured(2, x)  # what JAX compiles once
+    print(
+        f"{'layers':>6} {'first call':>11} {'ratio':>6} {'run':>6}   {'layer by layer: both':>22} {'recomputed: both':>18}"
+    )
+    shallow = None
     for depth in depths:
-        first, run = seconds(partial(kernel_of(depth), x, get=("nngp", "ntk")))
-        with mock.patch("infnet.rules.nonlinear.stored", lambda x: x):
-            without = seconds(partial(kernel_of(depth), x, get=("nngp", "ntk")))
-        ratios = f"{without[0] / first:.1f}x {without[1] / run:.1f}x"
-        print(f"{depth:6} {first / depth:20.3f} {run / depth * 1e3:14.2f} {run / depth / floor:10.1f} {ratios:>20}")
+        first, run = measured(depth, x)
+        shallow = shallow or first
+        ratios = []
+        if depth <= 20:
+            with mock.patch("infnet.schedule.FEWEST", 10**9):
+                ratios.append(measured(depth, x))
+                with mock.patch("infnet.rules.nonlinear.stored", lambda x: x):
+                    ratios.append(measured(depth, x))
+        others = "  ".join(f"{a / first:10.1f}x {b / run:8.1f}x" for a, b in ratios)
+        print(f"{depth:6} {first:9.2f} s {first / shallow:6.2f} {run / depth / floor:6.1f}   {others}")
 
 
 if __name__ == "__main__":
-    main([int(a) for a in sys.argv[1:]] or [2, 5, 10, 20])
+    main([int(a) for a in sys.argv[1:]] or [5, 10, 20, 100])
