@@ -64,9 +64,8 @@ def main(depths: list[int]) -> None:
     x = jax.random.normal(jax.random.key(0), (N, WIDTH))
     _, floor = seconds(partial(jax.jit(jnp.negative), jnp.ones((2, N, N))))
     measured(2, x)  # what JAX compiles once
-    print(
-        f"{'layers':>6} {'first call':>11} {'ratio':>6} {'run':>6}   {'layer by layer: both':>22} {'recomputed: both':>18}"
-    )
+    head = ("layers", "first call", "ratio", "run", "layer by layer: both", "recomputed: both")
+    print("{:>6} {:>11} {:>6} {:>6}   {:>22} {:>22}".format(*head))
     shallow = None
     for depth in depths:
         first, run = measured(depth, x)
