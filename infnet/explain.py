@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from infnet.computation import Computation
-from infnet.nodes import Contraction, GroupedConvolution
+from infnet.nodes import Contraction, GroupedConvolution, GroupSum, Repeated
 from infnet.plan import Ask
 from infnet.priors import Prior
 
@@ -62,6 +62,8 @@ def explain(
         exact = step.exact if settled is None else settled.exact
         rows.append(Row(step.where.module, step.where.line, step.rule, str(request.layout), gaussian, exact))
         node = request.u
+        if isinstance(node, GroupSum | Repeated):
+            widths.append((node.count if isinstance(node, GroupSum) else node.groups, node.where.module))
         if not isinstance(node, Contraction) or isinstance(node, GroupedConvolution):
             continue
         leaf = node.param.key.leaf

@@ -41,12 +41,14 @@ class Reader:
         trace: Trace,
         nonzero_mean: frozenset[int],
         varying: Mapping[int, tuple[int, ...]],
-        constant: frozenset[int] = frozenset(),
+        constant: frozenset[int],
+        largest_std: Sequence[float],
     ):
         self.trace = trace
         self.nonzero_mean = nonzero_mean
         self.varying = varying
         self.constant_params = constant
+        self.largest_std = largest_std
         self.fixed_scales: set[int] = set()
         self.remarks: list[str] = []
         self.noise_roots: frozenset[bytes] = frozenset()  # the keys of the random numbers that were used

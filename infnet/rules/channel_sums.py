@@ -11,23 +11,43 @@ from __future__ import annotations
 
 import math
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from infnet._jax import lax_primitives as lax_p
+from infnet.errors import MONTE_CARLO
 from infnet.layout import Layout, to_sides
-from infnet.nodes import ChannelSum, Field, Node, Sum, SummedPart, Term
+from infnet.nodes import (
+    Aggregation,
+    ChannelSum,
+    Contraction,
+    Custom,
+    Dropped,
+    Elementwise,
+    Field,
+    GroupSum,
+    IndexLinear,
+    Node,
+    Product,
+    Repeated,
+    Scaled,
+    Sum,
+    SummedPart,
+    Term,
+    Unfolded,
+)
 from infnet.plan import Ask, AskMean, Request, Step, ask, variance
 from infnet.primitives.stored import stored
-from infnet.program import Feature, Known, Segment
+from infnet.program import Feature, Known, Segment, Value
 from infnet.reader import Reader
 from infnet.rules.rearrange import in_dim_order
 from infnet.trace import Equation
 from infnet.variation import long_axes
 
+WITH_OPERAND = (Aggregation, Custom, Dropped, Elementwise, GroupSum, IndexLinear, Scaled, Unfolded)
 ROUNDING = 1e-3  # of the product of a sum's factor and the number of channels
 SHAPE_ONLY = frozenset(
     {
@@ -53,22 +73,51 @@ def read_known(reader: Reader, equation: Equation) -> None:
     if not sums:
         return
     if len(sums) == 1:
-        excess = _excess(reader, equation, sums[0])
+        excess = excess_after(reader, equation, sums[0].var)
         if excess is not None:
             for var in equation.outputs:
                 value = reader.values[var]
                 assert isinstance(value, Known)
-                pending = 0.0 if excess <= 1 + ROUNDING else excess
+                left = 0.0 if excess <= 1 + ROUNDING else excess
                 reader.values[var] = Known(
-                    var, value.varies, value.constant, value.sums, pending, sums[0].squares and bool(pending)
+                    var, value.varies, value.constant, value.sums, left, sums[0].squares and bool(left)
                 )
+                note_vanishing(reader, var)
             return
     reader.refuse_fluctuating(equation)
 
 
-def _excess(reader: Reader, equation: Equation, known: Known) -> float | None:
-    """How often the result exceeds a mean over channels; None if it cannot be said."""
-    primitive, inputs = equation.primitive, equation.inputs
+def pending(value: Value) -> bool:
+    """Whether this is a sum over channels that has not been divided by their number yet."""
+    return isinstance(value, Known) and bool(value.excess)
+
+
+def since_sum(reader: Reader, var: int) -> list[Equation]:
+    """The equations from a sum over channels, which is the first, to `var`, in order."""
+    found = []
+    while True:
+        found.append(reader.producer[var])
+        before = [v for v in dict.fromkeys(found[-1].inputs) if pending(reader.values[v])]
+        if not before:
+            return found[::-1]
+        (var,) = before
+
+
+def note_vanishing(reader: Reader, var: int) -> None:
+    """Remark that scores are zero, once they have been divided by the number of channels."""
+    value, (source, *_) = reader.values[var], since_sum(reader, var)
+    products = source.primitive is lax_p.dot_general_p
+    if products and isinstance(value, Known) and value.constant and not value.excess:
+        reader.remarks.append(
+            f"the products summed over channels at {source.where} vanish at infinite width, their factors having "
+            "different weights: as scores, they attend to all positions alike"
+        )
+
+
+def excess_after(reader: Reader, equation: Equation, var: int) -> float | None:
+    """How often the result of scaling the sum `var` exceeds a mean over channels; None if it cannot be said."""
+    primitive, inputs, known = equation.primitive, equation.inputs, reader.values[var]
+    assert isinstance(known, Known)
     if primitive in SHAPE_ONLY:
         return known.excess
     others = [reader.constant(v) for v in inputs if v != known.var]
@@ -103,7 +152,7 @@ def read_channel_sum(reader: Reader, equation: Equation, var: int) -> None:
     parts, largest = [], 0.0
     for segment in feature.segments:
         own = _parts(reader, equation, segment, polynomial, share)
-        largest = max(largest, magnitude(segment.node, polynomial))
+        largest = max(largest, magnitude(reader, segment.node, polynomial))
         parts.extend(own)
     squares = polynomial[:2] == (0.0, 0.0) and polynomial[2] > 0
     define_sum(reader, equation, parts, f"{letters}->{kept}", kept_dims, count * largest, squares=squares)
@@ -127,6 +176,8 @@ def _parts(
 
 def _check_channels(reader: Reader, equation: Equation, feature: Feature, count: int) -> None:
     partial = count < math.prod(feature.channels)
+    if partial:
+        check_independent(reader, equation, [s.node for s in feature.segments])
     if any(not s.node.uniform and (partial or s.start) for s in feature.segments):
         reader.refuse(
             equation,
@@ -136,14 +187,19 @@ def _check_channels(reader: Reader, equation: Equation, feature: Feature, count:
         )
 
 
-def magnitude(node: Node, polynomial: tuple[float, float, float] = (0.0, 1.0, 0.0)) -> float:
-    """The largest constant factor of a field of order 1: 1 / sqrt(d) for `q / sqrt(d)`."""
-    size = _scale(node)
+def magnitude(reader: Reader, node: Node, polynomial: tuple[float, float, float] = (0.0, 1.0, 0.0)) -> float:
+    """The largest constant factor of a field of order 1: 1 / sqrt(d) for `q / sqrt(d)`.
+
+    The factor 1 / sqrt(C) that goes with C weights of variance 1, or 1 / n with a sum over n positions, counts as 1:
+    only with it is the field of order 1.
+    """
+    factor, size = _scale(node, lambda leaf: 1.0), _scale(node, lambda leaf: _size(reader, leaf))
+    size = max(factor, min(1.0, size))
     return max(abs(polynomial[1]) * size, abs(polynomial[2]) * size**2)
 
 
-def _scale(node: Node) -> float:
-    """The largest product of coefficients on the way from a sum to what is summed."""
+def _scale(node: Node, size: Callable[[Node], float]) -> float:
+    """The largest product of coefficients on the way from a sum to what is summed, times the size of this."""
     sums, waiting = {}, [node]
     while waiting:
         part = waiting.pop()
@@ -153,8 +209,22 @@ def _scale(node: Node) -> float:
     scales: dict[int, float] = {}
     for index, part in sorted(sums.items()):
         factors = [1.0 if isinstance(t.coefficient, Field) else abs(t.coefficient) for t in part.terms]
-        scales[index] = max(f * scales.get(t.node.index, 1.0) for f, t in zip(factors, part.terms, strict=True))
-    return scales.get(node.index, 1.0)
+        below = (scales[t.node.index] if t.node.index in scales else size(t.node) for t in part.terms)
+        scales[index] = max(f * s for f, s in zip(factors, below, strict=True))
+    return scales.get(node.index, size(node))
+
+
+def _size(reader: Reader, node: Node) -> float:
+    """How large a field is if what it is a linear map of has order 1, if that may be more than 1."""
+    size = 1.0
+    while isinstance(node, IndexLinear):
+        size *= max(1.0, math.prod(node.operand.sizes) / math.prod(node.sizes))
+        node = node.operand
+    if isinstance(node, Contraction):
+        std = abs(node.param.scale) * reader.largest_std[node.param.key.leaf]
+        # Initialisers that scale with the number of weights make this 1, up to factors such as sqrt(2).
+        size *= math.sqrt(node.channels) if std > node.channels**-0.25 else 1.0
+    return size
 
 
 def define_sum(
