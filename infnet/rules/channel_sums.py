@@ -187,6 +187,29 @@ def _check_channels(reader: Reader, equation: Equation, feature: Feature, count:
         )
 
 
+def check_independent(reader: Reader, equation: Equation, nodes: Iterable[Node]) -> None:
+    """Raise if the channels of a head share a factor, as after attention: then their mean does not concentrate."""
+    waiting, seen = list(nodes), set()
+    while waiting:
+        node = waiting.pop()
+        if node.index in seen or isinstance(node, Contraction):
+            continue
+        seen.add(node.index)
+        if isinstance(node, Repeated):
+            reader.refuse(
+                equation,
+                "a sum over the channels of a head after these were multiplied by one and the same feature",
+                "they depend on each other, so their mean stays random, however many they are",
+                f"sum over heads too, or put a Dense layer before; or {MONTE_CARLO}",
+            )
+        if isinstance(node, Sum):
+            waiting.extend(term.node for term in node.terms)
+        elif isinstance(node, Product):
+            waiting.extend(node.factors)
+        elif isinstance(node, WITH_OPERAND):
+            waiting.append(node.operand)
+
+
 def magnitude(reader: Reader, node: Node, polynomial: tuple[float, float, float] = (0.0, 1.0, 0.0)) -> float:
     """The largest constant factor of a field of order 1: 1 / sqrt(d) for `q / sqrt(d)`.
 
