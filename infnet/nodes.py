@@ -279,10 +279,11 @@ class GroupSum(Node):
 
 @dataclass(frozen=True, eq=False)
 class Repeated(Node):
-    """Channel c is channel start + c // times of `operand`; `groups`: how many of these are read."""
+    """Channel c is channel start + stride * (c // times) of `operand`; `groups`: how many of these are read."""
 
     operand: Node = field(kw_only=True)
     start: int = field(kw_only=True)
+    stride: int = field(kw_only=True)
     times: int = field(kw_only=True)
     groups: int = field(kw_only=True)
 

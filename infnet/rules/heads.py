@@ -18,13 +18,13 @@ numbers for T positions.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from infnet.errors import MONTE_CARLO, UnsupportedError
 from infnet.index_maps import Total
-from infnet.nodes import GroupSum, Node, Repeated, Term, meet, shifted
+from infnet.nodes import GroupSum, Node, Product, Repeated, Sum, Term, meet, shifted
 from infnet.plan import Ask, AskMean, Moments, Step, ask
 from infnet.program import Atom, Feature, Segment
 from infnet.reader import Reader
@@ -85,6 +85,15 @@ class Contracted:
         return tuple(range(count)), tuple(second)
 
 
+class _Placed(NamedTuple):
+    """`factor` times every `stride`-th channel of a segment, on these axes of all positions of a product."""
+
+    factor: float
+    segment: Segment
+    axes: tuple[int, ...]
+    stride: int = 1
+
+
 def read_by_heads(reader: Reader, equation: Equation, product: Contracted) -> None:
     """Set the result of an equation to a product by heads, a feature.
 
@@ -92,54 +101,118 @@ def read_by_heads(reader: Reader, equation: Equation, product: Contracted) -> No
         UnsupportedError: of features that are concatenated, or whose channels are not alike.
     """
     (out,), places = equation.outputs, product.places()
-    sizes = [1] * (1 + max(k for own in places for k in own)) if any(places) else []
-    for feature, own in zip(product.factors, places, strict=True):
-        for place, size in zip(own, feature.sizes, strict=True):
-            sizes[place] = size
-    widths = [math.prod(f.channels) for f in product.factors]
+    sizes: dict[int, int] = {}
     factors = []
-    for feature, own, width in zip(product.factors, places, widths, strict=True):
+    for feature, own in zip(product.factors, places, strict=True):
         if len(feature.segments) > 1 or not feature.segments[0].node.uniform:
             reader.refuse(equation, "products of features whose channels are not alike", "infnet has no rule for this")
-        (segment,) = feature.segments
-        node = reader.sum([Term(1.0, segment.node, 0, own)], tuple(sizes), equation.where)
-        factors.append(_repeated(reader, equation, Segment(node, segment.start, width), max(widths) // width))
-    node = product_of(reader, equation, *factors)
-    summed = tuple(sorted(x.number for x, _ in product.summed if not x.is_channel))
-    total: Node = node
-    if summed:
-        mapping = Total(node.sizes, summed)
-        total = index_linear(reader, node, mapping, mapping.shape, equation.where, "sum over positions")
+        sizes.update(zip(own, feature.sizes, strict=True))
+        factors.append(_Placed(1.0, feature.segments[0], own))
     channels = max((f.channels for f in product.factors), key=math.prod)
+    summed = {x.number for x, _ in product.summed if not x.is_channel}
+    multiply = _Multiply(reader, equation, sizes, math.prod(channels))
+    node = multiply.reassociated(factors, summed) or multiply(factors, summed)
     if product.count > 1:
         channels = channels[: product.heads]
-        total = _group_sum(reader, equation, total, product.count)
-    kept = [k for k in range(len(sizes)) if k not in summed]
+        node = _group_sum(reader, equation, node, product.count)
+    kept = [k for k in sorted(sizes) if k not in summed]
     dims = tuple(
         tuple(a if a.is_channel else Atom(False, kept.index(places[number][a.number])) for a in dim)
         for number, dim in product.dims
     )
-    reader.values[out] = Feature(dims, channels, (Segment(total, 0, math.prod(channels)),), out)
+    reader.values[out] = Feature(dims, channels, (Segment(node, 0, math.prod(channels)),), out)
 
 
-def _repeated(reader: Reader, equation: Equation, segment: Segment, times: int) -> Segment:
-    if times == 1:
-        return segment
-    node = segment.node
-    repeated = reader.new(
-        Repeated,
-        sizes=node.sizes,
-        where=equation.where,
-        leaves=_any_channel(node),
-        gaussian=node.gaussian,
-        zero_mean=node.zero_mean,
-        scales=node.scales,
-        operand=node,
-        start=segment.start,
-        times=times,
-        groups=segment.width,
-    )
-    return Segment(repeated, 0, segment.width * times)
+@dataclass(frozen=True)
+class _Multiply:
+    """Makes the nodes of products whose positions have these `sizes`, and that have `width` channels."""
+
+    reader: Reader
+    equation: Equation
+    sizes: dict[int, int]
+    width: int
+
+    def __call__(self, factors: Sequence[_Placed], summed: Collection[int]) -> Node:
+        """The product of two factors, summed over positions."""
+        axes = sorted({k for factor in factors for k in factor.axes})
+        one, two = (self._spread(factor, axes) for factor in factors)
+        node: Node = product_of(self.reader, self.equation, one, two)
+        total = tuple(axes.index(k) for k in sorted(summed) if k in axes)
+        if not total:
+            return node
+        mapping = Total(node.sizes, total)
+        rule = "sum over positions"
+        return index_linear(self.reader, node, mapping, mapping.shape, self.equation.where, rule)
+
+    def reassociated(self, factors: Sequence[_Placed], summed: set[int]) -> Node | None:
+        """Linear attention, y = q (k^T v): None if the factors are not scores and values.
+
+        The second moments of the sum over the channels of a head are those of one of them, times their number; so
+        blocks of T^2 numbers are enough.
+        """
+        for scores, values in (factors, factors[::-1]):
+            for query, key in _parts_of_scores(scores):
+                if summed and not summed.intersection(query.axes) and summed.issubset({*key.axes, *values.axes}):
+                    context = self([key, values], summed)
+                    left = tuple(k for k in sorted({*key.axes, *values.axes}) if k not in summed)
+                    return self([query, _Placed(1.0, Segment(context, 0, self.width), left)], ())
+        return None
+
+    def _spread(self, placed: _Placed, axes: list[int]) -> Segment:
+        reader, where = self.reader, self.equation.where
+        node, start, width = placed.segment
+        stride = placed.stride
+        own = tuple(axes.index(k) for k in placed.axes)
+        sizes = tuple(self.sizes[k] for k in axes)
+        node = reader.sum([Term(placed.factor, node, 0, own)], sizes, where)
+        times = self.width * stride // width
+        if (times, stride) == (1, 1):
+            return Segment(node, start, width)
+        repeated = reader.new(
+            Repeated,
+            sizes=node.sizes,
+            where=where,
+            leaves=_any_channel(node),
+            gaussian=node.gaussian,
+            zero_mean=node.zero_mean,
+            scales=node.scales,
+            operand=node,
+            start=start,
+            stride=stride,
+            times=times,
+            groups=width // stride,
+        )
+        return Segment(repeated, 0, self.width)
+
+
+def _parts_of_scores(scores: _Placed) -> Sequence[tuple[_Placed, _Placed]]:
+    """Queries and keys, in both orders, one channel of each head of them; nothing if these are not scores alone."""
+    factor, (node, start, heads) = scores.factor, scores.segment
+    while (term := _only_term(node)) and term.axes == tuple(range(len(node.sizes))):
+        factor, node, start = factor * _number(term), term.node, start + term.start
+    if not isinstance(node, GroupSum) or not isinstance(node.operand, Product):
+        return ()
+    parts = []
+    for one, first in zip(node.operand.factors, node.operand.starts, strict=True):
+        coefficient, axes = 1.0, tuple(range(len(one.sizes)))
+        if term := _only_term(one):
+            coefficient, one, first, axes = _number(term), term.node, first + term.start, term.axes
+        segment = Segment(one, first + start * node.count, heads * node.count)
+        parts.append(_Placed(coefficient, segment, tuple(scores.axes[k] for k in axes), node.count))
+    first_part, second_part = parts[0]._replace(factor=parts[0].factor * factor * math.sqrt(node.count)), parts[1]
+    return (first_part, second_part), (second_part, first_part)
+
+
+def _number(term: Term) -> float:
+    assert isinstance(term.coefficient, float)
+    return term.coefficient
+
+
+def _only_term(node: Node) -> Term | None:
+    """The summand of a sum that is a number times one field."""
+    if isinstance(node, Sum) and len(node.terms) == 1 and isinstance(node.terms[0].coefficient, float):
+        return node.terms[0]
+    return None
 
 
 def _group_sum(reader: Reader, equation: Equation, node: Node, count: int) -> Node:
@@ -182,9 +255,9 @@ def group_sum_step(request: Ask, u: GroupSum, v: GroupSum) -> Step:
 
 def repeated_step(request: Ask, u: Repeated, v: Repeated) -> Step:
     """The moment of the channels that are repeated."""
-    if u.times != v.times or request.shift % u.times:
+    if (u.stride, u.times) != (v.stride, v.times) or request.shift % u.times:
         _refuse(request, "features of a head that are spread over other channels")
-    shift = v.start - u.start + request.shift // u.times
+    shift = v.start - u.start + u.stride * (request.shift // u.times)
     need = ask(u.operand, v.operand, shift, request.side, request.layout, request.ntk)
     return Step(request, "spread over a head", u.where, (need,), lambda context, results: results[0] or Moments(None))
 
