@@ -20,7 +20,7 @@ from infnet.rules.dropout import is_noise, read_dropout, read_noise
 from infnet.rules.elementwise import read_elementwise, refuse_param
 from infnet.rules.moments import rule as rule
 from infnet.rules.outputs import read_outputs
-from infnet.rules.scores import scores_as_features
+from infnet.rules.scores import scores_as_features, zero_scores
 from infnet.trace import Equation, Trace, is_elementwise, needed_equations
 
 
@@ -52,7 +52,8 @@ def read(
         _check_not_empty(reader, equation)
         for one in (*scores_as_features(reader, equation), equation):
             _read(reader, one)
-    return Program(trace, read_outputs(reader, cross), frozenset(reader.fixed_scales), tuple(reader.remarks))
+    remarks = (*reader.remarks, *zero_scores(reader))
+    return Program(trace, read_outputs(reader, cross), frozenset(reader.fixed_scales), remarks)
 
 
 def _read(reader: Reader, equation: Equation) -> None:

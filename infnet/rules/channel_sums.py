@@ -12,10 +12,12 @@ from __future__ import annotations
 import math
 import string
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from infnet._jax import lax_primitives as lax_p
 from infnet.errors import MONTE_CARLO
@@ -41,10 +43,10 @@ from infnet.nodes import (
 )
 from infnet.plan import Ask, AskMean, Request, Step, ask, variance
 from infnet.primitives.stored import stored
-from infnet.program import Feature, Known, Segment, Value
+from infnet.program import Feature, Known, Segment
 from infnet.reader import Reader
 from infnet.rules.rearrange import in_dim_order
-from infnet.trace import Equation
+from infnet.trace import Equation, is_elementwise
 from infnet.variation import long_axes
 
 WITH_OPERAND = (Aggregation, Custom, Dropped, Elementwise, GroupSum, IndexLinear, Scaled, Unfolded)
@@ -57,9 +59,9 @@ SHAPE_ONLY = frozenset(
         lax_p.transpose_p,
         lax_p.convert_element_type_p,
         lax_p.copy_p,
-        lax_p.reduce_sum_p,
     }
 )
+LINEAR_IN_EACH = SHAPE_ONLY | {lax_p.reduce_sum_p, lax_p.mul_p, lax_p.dot_general_p}
 # Of a sum of squares these keep the relative size of its fluctuations, which vanishes, and do not enlarge them.
 ROOTS = frozenset({lax_p.sqrt_p, lax_p.rsqrt_p})
 SMALL_CHANGES = frozenset({lax_p.add_p, lax_p.add_jaxvals_p, lax_p.max_p})
@@ -68,56 +70,44 @@ SMALL_CHANGES = frozenset({lax_p.add_p, lax_p.add_jaxvals_p, lax_p.max_p})
 def read_known(reader: Reader, equation: Equation) -> None:
     """An operation on Known variables; a sum over channels among them has to be divided by their number first."""
     reader.read_known(equation)
-    known = [reader.values[v] for v in equation.inputs]
-    sums = [k for k in known if isinstance(k, Known) and k.excess]
-    if not sums:
-        return
+    known = [k for k in map(reader.values.get, equation.inputs) if isinstance(k, Known)]
+    sums, excess = [k for k in known if k.excess], None
     if len(sums) == 1:
         excess = excess_after(reader, equation, sums[0].var)
-        if excess is not None:
-            for var in equation.outputs:
-                value = reader.values[var]
-                assert isinstance(value, Known)
-                left = 0.0 if excess <= 1 + ROUNDING else excess
-                reader.values[var] = Known(
-                    var, value.varies, value.constant, value.sums, left, sums[0].squares and bool(left)
-                )
-                note_vanishing(reader, var)
-            return
-    reader.refuse_fluctuating(equation)
+    if sums and excess is None:
+        reader.refuse_fluctuating(equation)
+    vanishing = vanishes(reader, equation)
+    for var in equation.outputs if excess is not None or vanishing else ():
+        value = reader.values[var]
+        assert isinstance(value, Known)
+        left = 0.0 if excess is None or excess <= 1 + ROUNDING else excess
+        squares = bool(left) and sums[0].squares
+        reader.values[var] = replace(value, excess=left, squares=squares, vanishing=vanishing)
 
 
-def pending(value: Value) -> bool:
-    """Whether this is a sum over channels that has not been divided by their number yet."""
-    return isinstance(value, Known) and bool(value.excess)
-
-
-def since_sum(reader: Reader, var: int) -> list[Equation]:
-    """The equations from a sum over channels, which is the first, to `var`, in order."""
-    found = []
-    while True:
-        found.append(reader.producer[var])
-        before = [v for v in dict.fromkeys(found[-1].inputs) if pending(reader.values[v])]
-        if not before:
-            return found[::-1]
-        (var,) = before
-
-
-def note_vanishing(reader: Reader, var: int) -> None:
-    """Remark that scores are zero, once they have been divided by the number of channels."""
-    value, (source, *_) = reader.values[var], since_sum(reader, var)
-    products = source.primitive is lax_p.dot_general_p
-    if products and isinstance(value, Known) and value.constant and not value.excess:
-        reader.remarks.append(
-            f"the products summed over channels at {source.where} vanish at infinite width, their factors having "
-            "different weights: as scores, they attend to all positions alike"
-        )
+def vanishes(reader: Reader, equation: Equation) -> bool:
+    """Whether a function of Known variables is zero where those are that vanish at infinite width."""
+    zeros = {k.var for k in map(reader.values.get, equation.inputs) if isinstance(k, Known) and k.vanishing}
+    primitive, rest = equation.primitive, [v for v in equation.inputs if v not in zeros]
+    if not zeros or primitive in LINEAR_IN_EACH:
+        return bool(zeros)
+    if primitive is lax_p.select_n_p:
+        return equation.inputs[0] in rest and all(reader.constant(v) == 0.0 for v in rest[1:])
+    numbers = [0.0 if v in zeros else reader.constant(v) for v in equation.inputs]
+    if not is_elementwise(equation.source) or None in numbers:
+        return False
+    avals = [reader.trace.avals[v] for v in equation.inputs]
+    with jax.ensure_compile_time_eval():
+        arguments = [np.full(aval.shape, number, aval.dtype) for aval, number in zip(avals, numbers, strict=True)]
+        return not any(np.asarray(result).any() for result in equation.evaluate(arguments))
 
 
 def excess_after(reader: Reader, equation: Equation, var: int) -> float | None:
     """How often the result of scaling the sum `var` exceeds a mean over channels; None if it cannot be said."""
     primitive, inputs, known = equation.primitive, equation.inputs, reader.values[var]
     assert isinstance(known, Known)
+    if primitive is lax_p.reduce_sum_p:
+        return known.excess * math.prod(reader.shape(var)[axis] for axis in equation.params["axes"])
     if primitive in SHAPE_ONLY:
         return known.excess
     others = [reader.constant(v) for v in inputs if v != known.var]
@@ -273,7 +263,7 @@ def define_sum(
     excess = 0.0 if excess <= 1 + ROUNDING else excess
     shape, present = reader.shape(out), [part for part in parts if not _vanishes(part)]
     if not present:
-        reader.set_zero(out, excess)
+        reader.set_zero(out, excess, vanishing=pairs)
         return
     node = reader.new(
         ChannelSum,

@@ -6,9 +6,6 @@ import math
 import string
 from collections.abc import Sequence
 
-import jax
-import numpy as np
-
 from infnet._jax import lax_primitives as lax_p
 from infnet.nodes import SummedPart
 from infnet.program import Feature, Known, Noise
@@ -18,9 +15,7 @@ from infnet.rules.channel_sums import (
     define_sum,
     excess_after,
     magnitude,
-    note_vanishing,
-    pending,
-    since_sum,
+    vanishes,
 )
 from infnet.rules.heads import Contracted, Pairs, read_by_heads
 from infnet.rules.rearrange import in_dim_order
@@ -53,7 +48,18 @@ def read_scores(reader: Reader, equation: Equation) -> None:
     excess = product.count * largest / min(TEMPERATURE, product.count**0.25)
     define_sum(reader, equation, parts, subscripts, axes, excess, squares=False, pairs=True)
     (out,) = equation.outputs
-    note_vanishing(reader, out)
+    value = reader.values[out]
+    if isinstance(value, Known) and value.vanishing:
+        reader.zero_scores[equation] = None
+
+
+def zero_scores(reader: Reader) -> list[str]:
+    """Remarks on the scores that are zero at infinite width."""
+    return [
+        f"the products summed over channels at {equation.where} vanish at infinite width, their factors having "
+        "different weights: as scores, they attend to all positions alike"
+        for equation in reader.zero_scores
+    ]
 
 
 def _contracted(reader: Reader, equation: Equation) -> Contracted:
@@ -101,58 +107,55 @@ def _score_parts(
 
 
 def scores_as_features(reader: Reader, equation: Equation) -> list[Equation]:
-    """Make features of the scores that an equation reads, where it could not read them as sums over channels.
+    """Make features of scores of mean zero, where an equation does not read them as sums that have concentrated.
 
-    Whether scores of mean zero concentrate at zero shows only when they have been divided by all that they are going
-    to be. So they are sums over channels until something else than a scaling needs their value. Softmax and masks
-    added before one are not zero where the scores are: these need sums that have concentrated.
+    They are zero to a softmax, once they have been divided by the number of channels, and else refused. But a product
+    with them is as small as they are, not zero, so there they count as what they are at finite width.
 
     Returns:
-        the scalings of the scores up to this equation, to be read again as those of a feature.
+        what was computed from the scores before, to be read again as functions of features.
     """
-    scores = [v for v in dict.fromkeys(equation.inputs) if pending(reader.values[v])]
-    if not scores or not _takes_features(reader, equation, scores):
+    if not _takes_features(reader, equation):
         return []
-    again = []
-    for var in scores:
-        source, *scalings = since_sum(reader, var)
-        if not _is_random(reader, source):
-            return []
-        product = _contracted(reader, source)
-        if not product.by_heads:
-            return []
+    found, waiting = set(), _vanishing(reader, equation)
+    while waiting:
+        before = reader.producer[waiting.pop()]
+        if before not in found:
+            found.add(before)
+            waiting.extend(_vanishing(reader, before))
+    again = [e for e in dict.fromkeys(reader.producer.values()) if e in found]
+    sources = [e for e in again if all(isinstance(reader.values[v], Feature) for v in e.inputs)]
+    if any(e.primitive is not lax_p.dot_general_p for e in sources):
+        return []
+    products = [_contracted(reader, source) for source in sources]
+    if not all(product.by_heads for product in products):
+        return []
+    for source, product in zip(sources, products, strict=True):
         read_by_heads(reader, source, product)
-        again.extend(scalings)
-    return again
+        reader.zero_scores.pop(source)
+    return [e for e in again if e not in sources]
 
 
-def _is_random(reader: Reader, source: Equation) -> bool:
-    """Whether a sum over channels is one of products whose mean vanishes."""
-    value = reader.values[source.outputs[0]]
-    products = source.primitive is lax_p.dot_general_p and all(
-        isinstance(reader.values[v], Feature) for v in source.inputs
-    )
-    return products and isinstance(value, Known) and value.constant
+def _vanishing(reader: Reader, equation: Equation) -> list[int]:
+    values = [reader.values[v] for v in equation.inputs]
+    return [k.var for k in values if isinstance(k, Known) and k.vanishing]
 
 
-def _takes_features(reader: Reader, equation: Equation, scores: Sequence[int]) -> bool:
-    """Whether an equation acts on scores by position, and is zero where they are zero."""
-    if equation.primitive is lax_p.dot_general_p:
-        return all(v in scores or isinstance(reader.values[v], Feature) for v in equation.inputs)
-    kinds = {type(reader.values[v]) for v in equation.inputs}
-    if not is_elementwise(equation.source) or not kinds <= {Known, Noise}:
+def _takes_features(reader: Reader, equation: Equation) -> bool:
+    """Whether an equation is a product with scores, or a function of them that they have not concentrated for.
+
+    A softmax, or a mask that is added before one, is not zero where the scores are: what it needs are sums that have
+    concentrated.
+    """
+    zeros = _vanishing(reader, equation)
+    if not zeros:
         return False
-    if len(scores) == 1 and excess_after(reader, equation, scores[0]) is not None:
-        return False
-    rest = [v for v in equation.inputs if v not in scores]
-    if equation.primitive is lax_p.mul_p:
+    others = [reader.values[v] for v in equation.inputs if v not in zeros]
+    if equation.primitive is lax_p.dot_general_p and not all(isinstance(k, Known) for k in others):
         return True
-    if equation.primitive is lax_p.select_n_p:
-        return equation.inputs[0] in rest and all(reader.constant(v) == 0.0 for v in rest[1:])
-    numbers = {v: 0.0 if v in scores else reader.constant(v) for v in equation.inputs}
-    if None in numbers.values():
+    if not is_elementwise(equation.source) or not all(isinstance(k, Known | Noise) for k in others):
         return False
-    avals = reader.trace.avals
-    with jax.ensure_compile_time_eval():
-        arguments = [np.full(avals[v].shape, numbers[v], avals[v].dtype) for v in equation.inputs]
-        return not any(np.asarray(result).any() for result in equation.evaluate(arguments))
+    pending = [v for v in zeros if isinstance(k := reader.values[v], Known) and k.excess]
+    scaled = len(pending) == 1 and excess_after(reader, equation, pending[0]) is not None
+    fluctuates = bool(pending) and not scaled
+    return vanishes(reader, equation) and (fluctuates or any(isinstance(k, Noise) for k in others))
