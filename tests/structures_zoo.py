@@ -336,14 +336,12 @@ CASES = {
     "positions_in_scores_only": Case(with_positions(False), TOKENS, both=True),
     "positions_beside_in_values": Case(with_positions_beside(True), TOKENS),
     "positions_beside_in_scores_only": Case(with_positions_beside(False), TOKENS),
-    "positions_decaying": Case(with_positions(True, embedding=decaying_positions), TOKENS, both=True),
+    "positions_decaying": Case(with_positions(True, embedding=decaying_positions), TOKENS),
     "positions_decaying_beside": Case(with_positions_beside(False, embedding=decaying_positions), IMAGE),
     "root_attention": Case(attended(same, heads=3, root=True), TOKENS, both=True),
     "root_attention_of_pixels": Case(attended(same, heads=2, bias=False, root=True), IMAGE),
     "root_positions": Case(with_positions(True, same, heads=3, root=True), TOKENS),
-    "root_positions_in_scores_only": Case(
-        with_positions(False, same, decaying_positions, heads=3, root=True), TOKENS, both=True
-    ),
+    "root_positions_in_scores_only": Case(with_positions(False, same, decaying_positions, heads=3, root=True), TOKENS),
     "root_positions_beside": Case(with_positions_beside(True, same, decaying_positions, heads=3, root=True), TOKENS),
     "root_positions_beside_in_scores_only": Case(with_positions_beside(False, same, heads=3, root=True), TOKENS),
     "dropout_behind_relu": Case(dropped("dense", last_relu=True), TOKENS, both=True),

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from finite import Model, assert_limit_of_finite_networks, dense, examples
+from finite import Model, assert_limit_of_finite_networks, dense, examples, relu_kernels
 from flax import linen as nn
 
 import infnet_flax
@@ -12,6 +12,7 @@ from infnet.errors import UnsupportedError
 
 TOKENS, HEADS, KEYS, VALUES = 3, 4, 4, 2
 CAUSAL = np.tri(TOKENS, dtype=bool)
+DROPOUT = {"rngs": {"dropout": jax.random.key(0)}}
 
 
 def by_heads(x, heads, channels):
@@ -28,21 +29,18 @@ def attention(x, width, function=lambda scores: scores, *, spec="nqhd,nkhd->nhqk
     return y.reshape(*x.shape[:2], -1)
 
 
-def residual(module, width, x):
-    x = nn.LayerNorm()(dense(32 * width)(x))
-    return (x + dense(32 * width)(attention(x, width, before=True))).mean(1)
-
-
 def causal_relu(module, width, x):
-    x = nn.LayerNorm()(dense(32 * width)(x))
-    x = attention(x, width, lambda scores: jnp.where(CAUSAL, nn.relu(scores), 0))
-    return nn.relu(dense(32 * width)(x)).mean(1)
+    """In a residual block, with the average over positions of linear attention beside it."""
+    x = nn.LayerNorm()(dense(16 * width)(x))
+    y = attention(x, width, lambda scores: jnp.where(CAUSAL, nn.relu(scores), 0))
+    z = attention(x, width, lambda scores: scores / TOKENS, before=True)
+    x = x + dense(16 * width)(y) + dense(16 * width)(z)
+    return nn.relu(dense(16 * width)(x)).mean(1)
 
 
-@pytest.mark.parametrize("body", [residual, causal_relu], ids=lambda f: f.__name__)
-def test_heads_of_finite_networks(body):
+def test_heads_of_finite_networks():
     x1, x2 = examples(TOKENS, 3)
-    assert_limit_of_finite_networks(lambda w: Model(body, w), x1, x2, n_samples=(800, 400), largest_error=0.1)
+    assert_limit_of_finite_networks(lambda w: Model(causal_relu, w), x1, x2, n_samples=(300, 150), largest_error=0.1)
 
 
 @pytest.fixture
@@ -52,44 +50,82 @@ def float64():
 
 
 X = np.random.RandomState(0).standard_normal((3, TOKENS, 5))
+ALL = np.ones((TOKENS, TOKENS))
 
 
-def kernels(function=lambda scores: scores, *, x=X, **options):
-    """One layer of attention of inputs without biases, as (nngp, ntk)."""
+def kernels(function=lambda scores: scores, **options):
+    """Of attention of inputs, and the mean over its positions, without training the biases."""
 
     def body(module, width, x):
         return attention(x, width, function, **options).mean(1)
 
-    model = Model(body, 8)
-    return infnet_flax.kernel_fn(model, x, trainable=lambda path: "bias" not in path)(x, x[:2], ("nngp", "ntk"))
+    settings = {"trainable": lambda path: "bias" not in path, "parameterization": "ntk", "call_kwargs": DROPOUT}
+    return infnet_flax.kernel_fn(Model(body, 8), X, **settings)(X, X[:2], ("nngp", "ntk"))
 
 
-def covariances():
-    """Of queries, keys or values with the biases of `finite`, and their tangent kernels in the `ntk` convention."""
-    k = np.einsum("aic,bjc->abij", X, X[:2]) / 5
-    return k + 0.3**2, k
+def by_hand(mask=ALL, relu=False):
+    """The kernels of `kernels`, by the formulas in `infnet.rules.heads` over all pairs of pairs of positions."""
+    t = np.einsum("aic,bjc->abij", X, X[:2]) / 5
+    q = t + 0.3**2
+    scores = np.einsum("abtT,absS->abtTsS", q, q)
+    of_scores = np.einsum("abtT,absS->abtTsS", t, q) + np.einsum("abtT,absS->abtTsS", q, t)
+    if relu:
+        own = (np.einsum("aic,aic->ai", x, x) / 5 + 0.3**2 for x in (X, X[:2]))
+        own1, own2 = (np.einsum("at,as->ats", one, one) for one in own)
+        own1, own2 = own1[:, None, :, None, :, None], own2[None, :, None, :, None, :]
+        scores, slope = relu_kernels(scores, own1, own2)
+        of_scores = slope * of_scores
+    y = np.einsum("ts,TS,abtTsS,absS->abtT", mask, mask, scores, q)
+    of_y = np.einsum("ts,TS,abtTsS,absS->abtT", mask, mask, of_scores, q)
+    of_y += np.einsum("ts,TS,abtTsS,absS->abtT", mask, mask, scores, t)
+    return y.mean((2, 3)) + 0.3**2, of_y.mean((2, 3)) + y.mean((2, 3))
+
+
+WEIGHTS = np.linspace(-1, 2, TOKENS**2).reshape(TOKENS, TOKENS)
+BY_HAND = {
+    "identity": (lambda a: a, {}),
+    "relu": (nn.relu, {"relu": True}),
+    "masked": (lambda a: jnp.where(CAUSAL, a, 0), {"mask": CAUSAL}),
+    "times a mask": (lambda a: CAUSAL * a, {"mask": CAUSAL}),
+    "times weights": (lambda a: a * WEIGHTS, {"mask": WEIGHTS}),
+    "masked relu": (lambda a: jnp.where(CAUSAL, nn.relu(a), 0), {"mask": CAUSAL, "relu": True}),
+    # As small as scores that are divided by the number of channels; but no softmax follows.
+    "average": (lambda a: nn.relu(a / 64), {"mask": ALL / 64, "relu": True}),
+    "dropout": (lambda a: nn.Dropout(0.5, deterministic=False)(a), {}),
+}
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("mask", [np.ones((TOKENS, TOKENS)), CAUSAL, np.linspace(-1, 2, TOKENS**2).reshape(3, 3)])
-def test_masked_scores_by_hand(mask):
-    """sum over s, s' of m_ts m_t's' Q_tt' K_ss' V_ss', written in numpy."""
-    q, _ = covariances()
-    expected = np.einsum("ts,TS,abtT,absS->abtT", mask, mask, q, q * q).mean((2, 3)) + 0.3**2
-    functions = [lambda scores: scores * mask, lambda scores: mask * scores]
-    if mask.dtype == bool:
-        functions.append(lambda scores: jnp.where(mask, scores, 0.0))
-    for function in functions:
-        np.testing.assert_allclose(kernels(function).nngp, expected, rtol=1e-10)
+@pytest.mark.parametrize("name", BY_HAND)
+def test_functions_of_scores_by_hand(name):
+    function, options = BY_HAND[name]
+    for kernel, expected in zip(kernels(function), by_hand(**options), strict=True):
+        np.testing.assert_allclose(kernel, expected, rtol=1e-10)
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("options", [{"before": True}, {"spec": "nqhd,nkhd->nqkh"}, {"spec": "nkhd,nqhd->nkhq"}])
+def test_heads_that_are_mixed():
+    """A weight applied to the heads makes new ones of the same law."""
+
+    def body(mixed):
+        def attend(module, width, x):
+            def mix(scores):
+                weights = module.param("mix", nn.initializers.normal((HEADS * 8) ** -0.5), (HEADS * 8, HEADS * 8))
+                return jnp.einsum("nhqk,hg->ngqk", scores, weights)
+
+            return attention(x, width, mix if mixed else lambda scores: scores).mean(1)
+
+        return attend
+
+    one, other = (infnet_flax.kernel_fn(Model(body(mixed), 8), X)(X, get="nngp") for mixed in (True, False))
+    np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("options", [{"before": True}, {"spec": "nqhd,nkhd->nqkh"}, {"spec": "nqhd,nkhd->nkhq"}])
 def test_ways_to_write_it(options):
-    if options.get("spec") == "nkhd,nqhd->nkhq":
-        options = {"spec": "nqhd,nkhd->nkqh"}
-    for one, other in zip(kernels(), kernels(**options), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-12)
+    for one, other in zip(kernels(**options), by_hand(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-10)
 
 
 def refused(body, match, **options):
@@ -131,9 +167,7 @@ NOT_DIVIDED = {
 
 @pytest.mark.parametrize("name", NOT_DIVIDED)
 def test_what_has_no_closed_form_is_refused(name):
-    error = refused(
-        NOT_DIVIDED[name], "not divided by their number", call_kwargs={"rngs": {"dropout": jax.random.key(0)}}
-    )
+    error = refused(NOT_DIVIDED[name], "not divided by their number", call_kwargs=DROPOUT)
     assert "divided by sqrt(d)" in error.why
     assert "sampling finite networks" in error.remedy
 
