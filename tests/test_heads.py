@@ -104,6 +104,24 @@ def test_functions_of_scores_by_hand(name):
 
 
 @pytest.mark.usefixtures("float64")
+def test_a_query_for_all_positions():
+    """Queries that are repeated along the positions attend alike."""
+
+    def body(repeated):
+        def attend(module, width, x):
+            q, k, v = (by_heads(one, 8 * HEADS, KEYS) for one in (x[:, :1], x, x))
+            q = jnp.repeat(q, TOKENS, 1) if repeated else q
+            y = jnp.einsum("nhqk,nkhc->nqhc", jnp.einsum("nqhd,nkhd->nhqk", q, k) / KEYS**0.5, v)
+            return y.reshape(*y.shape[:2], -1).mean(1)
+
+        return attend
+
+    one, other = (infnet_flax.kernel_fn(Model(body(repeated), 8), X)(X) for repeated in (True, False))
+    np.testing.assert_allclose(one.nngp, other.nngp, rtol=1e-10)
+    np.testing.assert_allclose(one.ntk, other.ntk, rtol=1e-10)
+
+
+@pytest.mark.usefixtures("float64")
 def test_heads_that_are_mixed():
     """A weight applied to the heads makes new ones of the same law."""
 
@@ -161,6 +179,7 @@ NOT_DIVIDED = {
     "exponential": scores_of(own(), own(), jnp.exp),
     "inputs added": scores_of(own(), own(), lambda a: a + np.eye(TOKENS)),
     "one head": scores_of(own(1), own(1)),
+    "a layer, one head": scores_of(own(1), own(1), lambda a: dense(TOKENS)(a)),
     "dropout, one head": scores_of(own(1), own(1), lambda a: nn.Dropout(0.5, deterministic=False)(a)),
 }
 

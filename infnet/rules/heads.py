@@ -12,7 +12,7 @@ arXiv:2006.10540, section 3), with the moments of one product:
 
 The sum over s is a product (`products`) and a linear map. All channels of a head share its scores, so y is a random
 mixture: only contracted over infinitely many heads does it become Gaussian again. The blocks of the scores hold T^4
-numbers for T positions.
+numbers for T positions; those of f(a) = a, times numbers, are never formed.
 """
 
 from __future__ import annotations
@@ -152,11 +152,17 @@ class _Multiply:
         """
         for scores, values in (factors, factors[::-1]):
             for query, key in _parts_of_scores(scores):
-                if summed and not summed.intersection(query.axes) and summed.issubset({*key.axes, *values.axes}):
+                inner = {*key.axes, *values.axes}
+                apart = summed and summed <= inner and summed.isdisjoint(query.axes)
+                if apart and {*inner, *query.axes} == set(self.sizes) and self._fit(query) and self._fit(key):
                     context = self([key, values], summed)
-                    left = tuple(k for k in sorted({*key.axes, *values.axes}) if k not in summed)
+                    left = tuple(k for k in sorted(inner) if k not in summed)
                     return self([query, _Placed(1.0, Segment(context, 0, self.width), left)], ())
         return None
+
+    def _fit(self, placed: _Placed) -> bool:
+        """Whether a factor has all positions of its axes, rather than one for all."""
+        return placed.segment.node.sizes == tuple(self.sizes[k] for k in placed.axes)
 
     def _spread(self, placed: _Placed, axes: list[int]) -> Segment:
         reader, where = self.reader, self.equation.where

@@ -44,7 +44,7 @@ def read_scores(reader: Reader, equation: Equation) -> None:
     parts, largest = _score_parts(reader, equation, u, v, product.count / math.prod(u.channels))
     subscripts = f"{''.join(operands)}->{''.join(kept)}"
     axes = [dim for _, dim in product.dims]
-    # Not divided by sqrt(d), but perhaps times a temperature, which does not grow with their number d.
+    # Scores divided by d may also be times a temperature, which does not grow with d as sqrt(d) does.
     excess = product.count * largest / min(TEMPERATURE, product.count**0.25)
     define_sum(reader, equation, parts, subscripts, axes, excess, squares=False, pairs=True)
     (out,) = equation.outputs
@@ -103,7 +103,7 @@ def _score_parts(
     return parts, largest
 
 
-# Scores that are divided by sqrt(d) only
+# Scores of mean zero, as features
 
 
 def scores_as_features(reader: Reader, equation: Equation) -> list[Equation]:
@@ -132,7 +132,7 @@ def scores_as_features(reader: Reader, equation: Equation) -> list[Equation]:
         return []
     for source, product in zip(sources, products, strict=True):
         read_by_heads(reader, source, product)
-        reader.zero_scores.pop(source)
+        reader.zero_scores.pop(source, None)
     return [e for e in again if e not in sources]
 
 
