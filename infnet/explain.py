@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from infnet.computation import Computation
-from infnet.nodes import Contraction, GroupedConvolution
+from infnet.nodes import Contraction, GroupedConvolution, GroupSum, Node, Repeated
 from infnet.plan import Ask
 from infnet.priors import Prior
 
@@ -62,13 +62,13 @@ def explain(
         exact = step.exact if settled is None else settled.exact
         rows.append(Row(step.where.module, step.where.line, step.rule, str(request.layout), gaussian, exact))
         node = request.u
-        if not isinstance(node, Contraction) or isinstance(node, GroupedConvolution):
-            continue
-        leaf = node.param.key.leaf
-        if node.operand.leaves:
-            widths.append((node.channels, node.where.module))
-        elif np.any(np.asarray(priors[leaf].kurtosis)):
-            kurtosis.append((paths[leaf], float(np.max(np.abs(priors[leaf].kurtosis)))))
+        width = _width(node)
+        if width is not None:
+            widths.append((width, node.where.module))
+        if isinstance(node, Contraction) and not isinstance(node, GroupedConvolution) and not node.operand.leaves:
+            leaf = node.param.key.leaf
+            if np.any(np.asarray(priors[leaf].kurtosis)):
+                kurtosis.append((paths[leaf], float(np.max(np.abs(priors[leaf].kurtosis)))))
     parameterization = "ntk" if computation.ntk_units else "as_model"
     dtype = "float64" if precision == "highest" else jnp.dtype(computation.dtype).name
     remarks = [f"{parameterization} parameterization; NNGP and NTK per output channel, computed in {dtype}"]
@@ -86,3 +86,14 @@ def explain(
         for path, k in kurtosis
     )
     return Explanation(tuple(rows), tuple(remarks))
+
+
+def _width(node: Node) -> int | None:
+    """How many channels, or heads, a node takes for infinitely many."""
+    if isinstance(node, Contraction):
+        return node.channels if node.operand.leaves and not isinstance(node, GroupedConvolution) else None
+    if isinstance(node, GroupSum):
+        return node.count
+    if isinstance(node, Repeated):
+        return min(node.groups, node.stride) if node.stride > 1 else node.groups
+    return None

@@ -64,7 +64,8 @@ class Model:
         nonzero_mean = frozenset(i for i, p in enumerate(self.priors) if np.any(np.asarray(p.mean)))
         varying = {i: np.shape(p.std) for i, p in enumerate(self.priors) if np.size(p.std) > 1}
         constant = frozenset(i for i, p in enumerate(self.priors) if not np.any(np.asarray(p.std)))
-        return read(traced, nonzero_mean, varying, constant, cross=self.cross)
+        largest = tuple(float(np.max(np.asarray(p.std), initial=0)) for p in self.priors)
+        return read(traced, nonzero_mean, varying, constant, largest, cross=self.cross)
 
     def _outputs(self, params: PyTree, *inputs: PyTree) -> list[jax.Array]:
         batch_axis = self.inputs.batch_axis

@@ -274,6 +274,28 @@ class Product(Node):
     starts: tuple[int, int] = field(kw_only=True)
 
 
+@dataclass(frozen=True, eq=False)
+class GroupSum(Node):
+    """Channel c is the sum of `count` channels of `operand` of mean zero, from channel count * c on.
+
+    It is Gaussian, by the central limit theorem.
+    """
+
+    operand: Node = field(kw_only=True)
+    count: int = field(kw_only=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Repeated(Node):
+    """Channel c is channel start + stride * (c // times) of `operand`; `groups`: how many of these are read."""
+
+    operand: Node = field(kw_only=True)
+    start: int = field(kw_only=True)
+    stride: int = field(kw_only=True)
+    times: int = field(kw_only=True)
+    groups: int = field(kw_only=True)
+
+
 class SummedPart(NamedTuple):
     """`weight` times the sum over channels of u, or of the product of u and v."""
 

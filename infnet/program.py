@@ -41,6 +41,7 @@ class Known:
         excess: for a sum of C channels that has not been divided by C yet, times how much it exceeds their mean (it
             fluctuates like this over sqrt(C)); 0 for all that has concentrated.
         squares: a sum of squares, which concentrates relative to its own size too.
+        vanishing: a function of scores of mean zero, products summed over channels, that is zero as they are.
     """
 
     var: int
@@ -49,6 +50,7 @@ class Known:
     sums: frozenset[ChannelSum] = frozenset()
     excess: float = 0.0
     squares: bool = False
+    vanishing: bool = False
 
 
 @dataclass(frozen=True)

@@ -42,14 +42,17 @@ class Reader:
         trace: Trace,
         nonzero_mean: frozenset[int],
         varying: Mapping[int, tuple[int, ...]],
-        constant: frozenset[int] = frozenset(),
+        constant: frozenset[int],
+        largest_std: Sequence[float],
     ):
         self.trace = trace
         self.nonzero_mean = nonzero_mean
         self.varying = varying
         self.constant_params = constant
+        self.largest_std = largest_std
         self.fixed_scales: set[int] = set()
         self.remarks: list[str] = []
+        self.zero_scores: dict[Equation, None] = {}  # products summed over channels that count as zero
         self.noise_roots: frozenset[bytes] = frozenset()  # the keys of the random numbers that were used
         self.values: dict[int, Value] = {}
         self.producer: dict[int, Equation] = {}
@@ -137,11 +140,11 @@ class Reader:
             self._constants[var] = None if value is None else np.asarray(self.trace.rows_of_one(var, value))
         return self._constants[var]
 
-    def set_zero(self, var: int, excess: float) -> None:
-        """Set a variable to zeros, the mean of a sum over channels that vanishes by structure; see `Known.excess`."""
+    def set_zero(self, var: int, excess: float, *, vanishing: bool) -> None:
+        """Set a variable to zeros, the mean of a sum over channels that vanishes by structure; see `Known`."""
         aval = self.trace.avals[var]
         self.trace.constants[var] = np.zeros(aval.shape, aval.dtype)
-        self.values[var] = Known(var, frozenset(), constant=True, excess=excess)
+        self.values[var] = Known(var, frozenset(), constant=True, excess=excess, vanishing=vanishing)
 
     def field(
         self,

@@ -164,17 +164,19 @@ def layer_norm(layer, axes=-1, epsilon=0.05):
     return body
 
 
-def attention(normalise, heads=1, bias=True, value_of=None):
+def attention(normalise, heads=1, bias=True, value_of=None, root=False):
     """Attention of scores divided by the number of channels, queries and keys of the same weights.
 
-    Neural Tangents gives all weights deviation 1 and has factors W_STD beside them, in either parameterization.
+    With `root` they are divided by its square root, and the weights are different ones. Neural Tangents gives all
+    weights deviation 1 and has factors W_STD beside them, in either parameterization.
     """
 
     def layer(net, x):
         shape, values = x.shape, x if value_of is None else value_of
         x, values = (z.reshape(len(z), -1, z.shape[-1]) for z in (x, values))
         keys = net.of_unit_weights(x, (heads, WIDTH))
-        scores = W_STD * jnp.einsum("nqhd,nkhd->nhqk", keys, keys) / WIDTH
+        queries = net.of_unit_weights(x, (heads, WIDTH)) if root else keys
+        scores = W_STD * jnp.einsum("nqhd,nkhd->nhqk", queries, keys) / (np.sqrt(WIDTH) if root else WIDTH)
         y = jnp.einsum("nhqk,nkhd->nqhd", normalise(scores), net.of_unit_weights(values, (heads, WIDTH)))
         y = W_STD * net.of_unit_weights(y, WIDTH, (-2, -1))
         if bias:
@@ -182,6 +184,10 @@ def attention(normalise, heads=1, bias=True, value_of=None):
         return y.reshape(*shape[:-1], WIDTH)
 
     return layer
+
+
+def same(scores):
+    return scores
 
 
 def attended(normalise, **options):
@@ -197,25 +203,34 @@ def positions(net, x, std=0.6):
     return std * net.unit_normal("positions", 1, *x.shape[1:])
 
 
-def with_positions(in_values):
+def decaying_positions(net, x):
+    """Positions whose covariance is exp(-distance / 2): independent ones times a root of that matrix."""
+    sizes = x.shape[1:-1]
+    points = np.stack(np.indices(sizes), -1).reshape(-1, len(sizes))
+    distances = np.abs(points[:, None] - points).sum(-1)
+    root = np.linalg.cholesky(np.exp(-distances / 2))
+    return (root @ positions(net, x).reshape(len(points), -1)).reshape(1, *x.shape[1:])
+
+
+def with_positions(in_values, normalise=nn.softmax, embedding=positions, **options):
     """Learned positions are added for the scores, and to the values too or not."""
 
     def body(net, x):
         x = net.dense(x)
-        moved = x + positions(net, x)
-        x = attention(nn.softmax, value_of=moved if in_values else x)(net, moved)
+        moved = x + embedding(net, x)
+        x = attention(normalise, value_of=moved if in_values else x, **options)(net, moved)
         return over_positions(nn.relu(net.dense(nn.relu(x))))
 
     return body
 
 
-def with_positions_beside(in_values):
+def with_positions_beside(in_values, normalise=nn.softmax, embedding=positions, **options):
     """Learned positions are further channels."""
 
     def body(net, x):
         x = net.dense(x)
-        beside = jnp.concatenate([x, jnp.broadcast_to(positions(net, x), x.shape)], -1)
-        x = attention(nn.softmax, value_of=beside if in_values else x)(net, beside)
+        beside = jnp.concatenate([x, jnp.broadcast_to(embedding(net, x), x.shape)], -1)
+        x = attention(normalise, value_of=beside if in_values else x, **options)(net, beside)
         return over_positions(nn.relu(net.dense(nn.relu(x))))
 
     return body
@@ -264,15 +279,29 @@ def masked_conv(net, x):
     return over_present(x, mask)
 
 
-def masked_attention(net, x):
-    mask = there(x)
-    x = net.dense(jnp.where(mask, x, 0))
+def masked_attention(normalise, elsewhere, **options):
+    def body(net, x):
+        mask = there(x)
+        x = net.dense(jnp.where(mask, x, 0))
 
-    def softmax(scores):
-        return nn.softmax(jnp.where(mask[:, None, None, :, 0], scores, -1e20))
+        def masked(scores):
+            return normalise(jnp.where(mask[:, None, None, :, 0], scores, elsewhere))
 
-    x = attention(softmax)(net, x)
-    return over_present(nn.relu(net.dense(nn.relu(x))), mask)
+        x = attention(masked, **options)(net, x)
+        return over_present(nn.relu(net.dense(nn.relu(x))), mask)
+
+    return body
+
+
+def dropped(layer, last_relu):
+    """Dropout that keeps 0.7 of the numbers, behind a nonlinearity or behind a layer."""
+
+    def body(net, x):
+        x = net.dense(nn.relu(getattr(net, layer)(x)))
+        x = nn.Dropout(0.3, deterministic=False)(nn.relu(x) if last_relu else x)
+        return over_positions(nn.relu(net.dense(x)))
+
+    return body
 
 
 def masked_flatten(net, x):
@@ -298,7 +327,7 @@ CASES = {
     "layer_norm_conv_all": Case(layer_norm("conv", (1, 2, 3))),
     "layer_norm_conv_width": Case(layer_norm("conv", (2, 3))),
     "attention_softmax": Case(attended(nn.softmax), TOKENS, both=True),
-    "attention_identity": Case(attended(lambda scores: scores), TOKENS),
+    "attention_identity": Case(attended(same), TOKENS),
     "attention_relu": Case(attended(nn.relu), TOKENS),
     "attention_abs": Case(attended(jnp.abs), TOKENS),
     "attention_heads": Case(attended(nn.softmax, heads=3, bias=False), TOKENS),
@@ -307,12 +336,24 @@ CASES = {
     "positions_in_scores_only": Case(with_positions(False), TOKENS, both=True),
     "positions_beside_in_values": Case(with_positions_beside(True), TOKENS),
     "positions_beside_in_scores_only": Case(with_positions_beside(False), TOKENS),
+    "positions_decaying": Case(with_positions(True, embedding=decaying_positions), TOKENS),
+    "positions_decaying_beside": Case(with_positions_beside(False, embedding=decaying_positions), IMAGE),
+    "root_attention": Case(attended(same, heads=3, root=True), TOKENS, both=True),
+    "root_attention_of_pixels": Case(attended(same, heads=2, bias=False, root=True), IMAGE),
+    "root_positions": Case(with_positions(True, same, heads=3, root=True), TOKENS),
+    "root_positions_in_scores_only": Case(with_positions(False, same, decaying_positions, heads=3, root=True), TOKENS),
+    "root_positions_beside": Case(with_positions_beside(True, same, decaying_positions, heads=3, root=True), TOKENS),
+    "root_positions_beside_in_scores_only": Case(with_positions_beside(False, same, heads=3, root=True), TOKENS),
+    "dropout_behind_relu": Case(dropped("dense", last_relu=True), TOKENS, both=True),
+    "dropout_behind_conv": Case(dropped("conv", last_relu=True)),
+    "dropout_behind_dense": Case(dropped("conv", last_relu=False)),
     "aggregate": Case(aggregated("nic,nij->njc"), TOKENS, inputs.graphs),
     "aggregate_rows": Case(aggregated("nijc,nik->nkjc"), IMAGE, functools.partial(inputs.graphs, axes=(1,))),
     "aggregate_pixels": Case(aggregated("nijc,nijkl->nklc"), IMAGE, functools.partial(inputs.graphs, axes=(1, 2))),
     "aggregate_edges": Case(segment_sums, TOKENS, inputs.edges),
     "masked_dense": Case(masked_dense, TOKENS, inputs.masked),
     "masked_conv": Case(masked_conv, IMAGE, inputs.masked, both=True),
-    "masked_attention": Case(masked_attention, TOKENS, inputs.masked),
+    "masked_attention": Case(masked_attention(nn.softmax, -1e20), TOKENS, inputs.masked),
+    "masked_root_attention": Case(masked_attention(same, 0.0, heads=3, root=True), TOKENS, inputs.masked),
     "masked_flatten": Case(masked_flatten, IMAGE, inputs.masked),
 }

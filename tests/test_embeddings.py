@@ -94,6 +94,27 @@ def test_the_ntk_parameterization_and_frozen_tables():
     np.testing.assert_array_equal(ntk, NOTHING)
 
 
+ROOT = np.random.RandomState(1).standard_normal((LENGTH, LENGTH))  # of the covariance of positions
+
+
+def correlated(module, twice=False):
+    p = module.param("p", nn.initializers.normal(STD), (LENGTH, C), jnp.float64)
+    return ROOT @ p + p if twice else ROOT @ p
+
+
+def correlated_over_two_axes(module):
+    p = module.param("p", nn.initializers.normal(STD), (2, 2, C), jnp.float64)
+    return jnp.einsum("hwij,ijc->hwc", ROOT.reshape(2, 2, 2, 2), p).reshape(1, LENGTH, C)
+
+
+@pytest.mark.parametrize("positions", [correlated, correlated_over_two_axes])
+def test_correlated_positions(positions):
+    """A constant matrix applied to learned positions: they have the covariance R R^T."""
+    nngp, ntk = kernels(lambda m, t: embed()(t) + positions(m))
+    np.testing.assert_allclose(nngp, STD**2 * (WORDS + ROOT @ ROOT.T) + MEAN**2, rtol=1e-12)
+    np.testing.assert_allclose(ntk, WORDS + ROOT @ ROOT.T, rtol=1e-12)
+
+
 def with_class_token(how):
     def operation(module, t):
         token = own(module, "token", (1, 1, C))
@@ -203,7 +224,8 @@ def one_fill_value(module, t):
 
 
 REFUSED = {
-    "a second time in another way": attended,
+    "used a second time in another way": attended,
+    "a second time in another way": lambda m, t: embed()(t) + correlated(m, twice=True),
     "reads 1.0 at indices out of bounds": one_fill_value,
     "parameters are concatenated": lambda m, t: embed()(t) + jnp.roll(own(m, "p", (LENGTH, C)), 1, 0),
 }

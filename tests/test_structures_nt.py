@@ -35,7 +35,9 @@ RUNS = [(name, p) for name, case in CASES.items() for p in UNITS if case.both or
 def test_agrees_to_nine_digits(name, parameterization, references):
     case = CASES[name]
     x1, x2 = case.examples(case.shape)
-    kernel = infnet_flax.kernel_fn(Model(case.body), x1, parameterization=parameterization)(x1, x2, ("nngp", "ntk"))
+    training = {"rngs": {"dropout": jax.random.key(0)}}
+    options = {"parameterization": parameterization, "call_kwargs": training}
+    kernel = infnet_flax.kernel_fn(Model(case.body), x1, **options)(x1, x2, ("nngp", "ntk"))
     for moment in ("nngp", "ntk"):
         reference = references[f"{name}/{UNITS[parameterization]}/{moment}/x1x2"]
         np.testing.assert_allclose(getattr(kernel, moment), reference, rtol=1e-9)

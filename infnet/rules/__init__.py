@@ -5,7 +5,7 @@ Reading rules register themselves in `reader.READS`; this is where they are all 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import infnet.rules.contraction
 import infnet.rules.convolution
@@ -20,6 +20,7 @@ from infnet.rules.dropout import is_noise, read_dropout, read_noise
 from infnet.rules.elementwise import read_elementwise, refuse_param
 from infnet.rules.moments import rule as rule
 from infnet.rules.outputs import read_outputs
+from infnet.rules.scores import scores_as_features, zero_scores
 from infnet.trace import Equation, Trace, is_elementwise, needed_equations
 
 
@@ -27,7 +28,8 @@ def read(
     trace: Trace,
     nonzero_mean: frozenset[int],
     varying: Mapping[int, tuple[int, ...]],
-    constant: frozenset[int] = frozenset(),
+    constant: frozenset[int],
+    largest_std: Sequence[float],
     *,
     cross: bool = False,
 ) -> Program:
@@ -38,31 +40,38 @@ def read(
         nonzero_mean: the parameters whose prior has a mean.
         varying: the shape of the prior's standard deviation, for parameters where it is an array.
         constant: the parameters that are not random at initialisation.
+        largest_std: the largest standard deviation of the elements of each parameter.
         cross: also covariances between different outputs.
 
     Raises:
         UnsupportedError: at the first operation that no rule reads.
     """
-    reader = Reader(trace, nonzero_mean, varying, constant)
+    reader = Reader(trace, nonzero_mean, varying, constant, largest_std)
     for equation in needed_equations(trace, trace.outputs):
         reader.producer.update(dict.fromkeys(equation.outputs, equation))
         _check_not_empty(reader, equation)
-        kinds = {type(reader.values[v]) for v in equation.inputs}
-        if is_noise(reader, equation) or (Noise in kinds and kinds <= {Known, Noise}):
-            read_noise(reader, equation)
-        elif Noise in kinds:
-            read_dropout(reader, equation)
-        elif kinds <= {Known}:
-            read_known(reader, equation)
-        elif is_elementwise(equation.source):
-            read_elementwise(reader, equation)
-        elif ScaledParam in kinds:
-            refuse_param(reader, equation)
-        elif equation.primitive in READS:
-            READS[equation.primitive](reader, equation)
-        else:
-            reader.refuse_operation(equation)
-    return Program(trace, read_outputs(reader, cross), frozenset(reader.fixed_scales), tuple(reader.remarks))
+        for one in (*scores_as_features(reader, equation), equation):
+            _read(reader, one)
+    remarks = (*reader.remarks, *zero_scores(reader))
+    return Program(trace, read_outputs(reader, cross), frozenset(reader.fixed_scales), remarks)
+
+
+def _read(reader: Reader, equation: Equation) -> None:
+    kinds = {type(reader.values[v]) for v in equation.inputs}
+    if is_noise(reader, equation) or (Noise in kinds and kinds <= {Known, Noise}):
+        read_noise(reader, equation)
+    elif Noise in kinds:
+        read_dropout(reader, equation)
+    elif kinds <= {Known}:
+        read_known(reader, equation)
+    elif is_elementwise(equation.source):
+        read_elementwise(reader, equation)
+    elif ScaledParam in kinds:
+        refuse_param(reader, equation)
+    elif equation.primitive in READS:
+        READS[equation.primitive](reader, equation)
+    else:
+        reader.refuse_operation(equation)
 
 
 def _check_not_empty(reader: Reader, equation: Equation) -> None:

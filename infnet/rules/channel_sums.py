@@ -11,23 +11,45 @@ from __future__ import annotations
 
 import math
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from infnet._jax import lax_primitives as lax_p
+from infnet.errors import MONTE_CARLO
 from infnet.layout import Layout, to_sides
-from infnet.nodes import ChannelSum, Field, Node, Sum, SummedPart, Term
+from infnet.nodes import (
+    Aggregation,
+    ChannelSum,
+    Contraction,
+    Custom,
+    Dropped,
+    Elementwise,
+    Field,
+    GroupSum,
+    IndexLinear,
+    Node,
+    Product,
+    Repeated,
+    Scaled,
+    Sum,
+    SummedPart,
+    Term,
+    Unfolded,
+)
 from infnet.plan import Ask, AskMean, Request, Step, ask, variance
 from infnet.primitives.stored import stored
 from infnet.program import Feature, Known, Segment
 from infnet.reader import Reader
 from infnet.rules.rearrange import in_dim_order
-from infnet.trace import Equation
+from infnet.trace import Equation, is_elementwise
 from infnet.variation import long_axes
 
+WITH_OPERAND = (Aggregation, Custom, Dropped, Elementwise, GroupSum, IndexLinear, Scaled, Unfolded)
 ROUNDING = 1e-3  # of the product of a sum's factor and the number of channels
 SHAPE_ONLY = frozenset(
     {
@@ -37,9 +59,9 @@ SHAPE_ONLY = frozenset(
         lax_p.transpose_p,
         lax_p.convert_element_type_p,
         lax_p.copy_p,
-        lax_p.reduce_sum_p,
     }
 )
+LINEAR_IN_EACH = SHAPE_ONLY | {lax_p.reduce_sum_p, lax_p.mul_p, lax_p.dot_general_p}
 # Of a sum of squares these keep the relative size of its fluctuations, which vanishes, and do not enlarge them.
 ROOTS = frozenset({lax_p.sqrt_p, lax_p.rsqrt_p})
 SMALL_CHANGES = frozenset({lax_p.add_p, lax_p.add_jaxvals_p, lax_p.max_p})
@@ -48,27 +70,44 @@ SMALL_CHANGES = frozenset({lax_p.add_p, lax_p.add_jaxvals_p, lax_p.max_p})
 def read_known(reader: Reader, equation: Equation) -> None:
     """An operation on Known variables; a sum over channels among them has to be divided by their number first."""
     reader.read_known(equation)
-    known = [reader.values[v] for v in equation.inputs]
-    sums = [k for k in known if isinstance(k, Known) and k.excess]
-    if not sums:
-        return
+    known = [k for k in map(reader.values.get, equation.inputs) if isinstance(k, Known)]
+    sums, excess = [k for k in known if k.excess], None
     if len(sums) == 1:
-        excess = _excess(reader, equation, sums[0])
-        if excess is not None:
-            for var in equation.outputs:
-                value = reader.values[var]
-                assert isinstance(value, Known)
-                pending = 0.0 if excess <= 1 + ROUNDING else excess
-                reader.values[var] = Known(
-                    var, value.varies, value.constant, value.sums, pending, sums[0].squares and bool(pending)
-                )
-            return
-    reader.refuse_fluctuating(equation)
+        excess = excess_after(reader, equation, sums[0].var)
+    if sums and excess is None:
+        reader.refuse_fluctuating(equation)
+    vanishing = vanishes(reader, equation)
+    for var in equation.outputs if excess is not None or vanishing else ():
+        value = reader.values[var]
+        assert isinstance(value, Known)
+        left = 0.0 if excess is None or excess <= 1 + ROUNDING else excess
+        squares = bool(left) and sums[0].squares
+        reader.values[var] = replace(value, excess=left, squares=squares, vanishing=vanishing)
 
 
-def _excess(reader: Reader, equation: Equation, known: Known) -> float | None:
-    """How often the result exceeds a mean over channels; None if it cannot be said."""
-    primitive, inputs = equation.primitive, equation.inputs
+def vanishes(reader: Reader, equation: Equation) -> bool:
+    """Whether a function of Known variables is zero where those are that vanish at infinite width."""
+    zeros = {k.var for k in map(reader.values.get, equation.inputs) if isinstance(k, Known) and k.vanishing}
+    primitive, rest = equation.primitive, [v for v in equation.inputs if v not in zeros]
+    if not zeros or primitive in LINEAR_IN_EACH:
+        return bool(zeros)
+    if primitive is lax_p.select_n_p:
+        return equation.inputs[0] in rest and all(reader.constant(v) == 0.0 for v in rest[1:])
+    numbers = [0.0 if v in zeros else reader.constant(v) for v in equation.inputs]
+    if not is_elementwise(equation.source) or None in numbers:
+        return False
+    avals = [reader.trace.avals[v] for v in equation.inputs]
+    with jax.ensure_compile_time_eval():
+        arguments = [np.full(aval.shape, number, aval.dtype) for aval, number in zip(avals, numbers, strict=True)]
+        return not any(np.asarray(result).any() for result in equation.evaluate(arguments))
+
+
+def excess_after(reader: Reader, equation: Equation, var: int) -> float | None:
+    """How often the result of scaling the sum `var` exceeds a mean over channels; None if it cannot be said."""
+    primitive, inputs, known = equation.primitive, equation.inputs, reader.values[var]
+    assert isinstance(known, Known)
+    if primitive is lax_p.reduce_sum_p:
+        return known.excess * math.prod(reader.shape(var)[axis] for axis in equation.params["axes"])
     if primitive in SHAPE_ONLY:
         return known.excess
     others = [reader.constant(v) for v in inputs if v != known.var]
@@ -103,7 +142,7 @@ def read_channel_sum(reader: Reader, equation: Equation, var: int) -> None:
     parts, largest = [], 0.0
     for segment in feature.segments:
         own = _parts(reader, equation, segment, polynomial, share)
-        largest = max(largest, magnitude(segment.node, polynomial))
+        largest = max(largest, magnitude(reader, segment.node, polynomial))
         parts.extend(own)
     squares = polynomial[:2] == (0.0, 0.0) and polynomial[2] > 0
     define_sum(reader, equation, parts, f"{letters}->{kept}", kept_dims, count * largest, squares=squares)
@@ -127,6 +166,8 @@ def _parts(
 
 def _check_channels(reader: Reader, equation: Equation, feature: Feature, count: int) -> None:
     partial = count < math.prod(feature.channels)
+    if partial:
+        check_independent(reader, equation, [s.node for s in feature.segments])
     if any(not s.node.uniform and (partial or s.start) for s in feature.segments):
         reader.refuse(
             equation,
@@ -136,14 +177,42 @@ def _check_channels(reader: Reader, equation: Equation, feature: Feature, count:
         )
 
 
-def magnitude(node: Node, polynomial: tuple[float, float, float] = (0.0, 1.0, 0.0)) -> float:
-    """The largest constant factor of a field of order 1: 1 / sqrt(d) for `q / sqrt(d)`."""
-    size = _scale(node)
+def check_independent(reader: Reader, equation: Equation, nodes: Iterable[Node]) -> None:
+    """Raise if the channels of a head share a factor, as after attention: then their mean does not concentrate."""
+    waiting, seen = list(nodes), set()
+    while waiting:
+        node = waiting.pop()
+        if node.index in seen or isinstance(node, Contraction):
+            continue
+        seen.add(node.index)
+        if isinstance(node, Repeated):
+            reader.refuse(
+                equation,
+                "a sum over the channels of a head after these were multiplied by one and the same feature",
+                "they depend on each other, so their mean stays random, however many they are",
+                f"sum over heads too, or put a Dense layer before; or {MONTE_CARLO}",
+            )
+        if isinstance(node, Sum):
+            waiting.extend(term.node for term in node.terms)
+        elif isinstance(node, Product):
+            waiting.extend(node.factors)
+        elif isinstance(node, WITH_OPERAND):
+            waiting.append(node.operand)
+
+
+def magnitude(reader: Reader, node: Node, polynomial: tuple[float, float, float] = (0.0, 1.0, 0.0)) -> float:
+    """The largest constant factor of a field of order 1: 1 / sqrt(d) for `q / sqrt(d)`.
+
+    The factor 1 / sqrt(C) that goes with C weights of variance 1, or 1 / n with a sum over n positions, counts as 1:
+    only with it is the field of order 1.
+    """
+    factor, size = _scale(node, lambda leaf: 1.0), _scale(node, lambda leaf: _size(reader, leaf))
+    size = max(factor, min(1.0, size))
     return max(abs(polynomial[1]) * size, abs(polynomial[2]) * size**2)
 
 
-def _scale(node: Node) -> float:
-    """The largest product of coefficients on the way from a sum to what is summed."""
+def _scale(node: Node, size: Callable[[Node], float]) -> float:
+    """The largest product of coefficients on the way from a sum to what is summed, times the size of this."""
     sums, waiting = {}, [node]
     while waiting:
         part = waiting.pop()
@@ -153,8 +222,22 @@ def _scale(node: Node) -> float:
     scales: dict[int, float] = {}
     for index, part in sorted(sums.items()):
         factors = [1.0 if isinstance(t.coefficient, Field) else abs(t.coefficient) for t in part.terms]
-        scales[index] = max(f * scales.get(t.node.index, 1.0) for f, t in zip(factors, part.terms, strict=True))
-    return scales.get(node.index, 1.0)
+        below = (scales[t.node.index] if t.node.index in scales else size(t.node) for t in part.terms)
+        scales[index] = max(f * s for f, s in zip(factors, below, strict=True))
+    return scales.get(node.index, size(node))
+
+
+def _size(reader: Reader, node: Node) -> float:
+    """How large a field is if what it is a linear map of has order 1, if that may be more than 1."""
+    size = 1.0
+    while isinstance(node, IndexLinear):
+        size *= max(1.0, math.prod(node.operand.sizes) / math.prod(node.sizes))
+        node = node.operand
+    if isinstance(node, Contraction):
+        std = abs(node.param.scale) * reader.largest_std[node.param.key.leaf]
+        # Initialisers that scale with the number of weights make this 1, up to factors such as sqrt(2).
+        size *= math.sqrt(node.channels) if std > node.channels**-0.25 else 1.0
+    return size
 
 
 def define_sum(
@@ -180,7 +263,7 @@ def define_sum(
     excess = 0.0 if excess <= 1 + ROUNDING else excess
     shape, present = reader.shape(out), [part for part in parts if not _vanishes(part)]
     if not present:
-        reader.set_zero(out, excess)
+        reader.set_zero(out, excess, vanishing=pairs)
         return
     node = reader.new(
         ChannelSum,

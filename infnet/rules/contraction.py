@@ -115,6 +115,8 @@ def input_feature(
 ) -> Feature:
     """Inputs as a feature, with these axes as positions and as channels."""
     shape, known = reader.shape(var), reader.values[var]
+    if isinstance(known, Known) and known.excess:
+        reader.refuse_fluctuating(equation)
     if isinstance(known, Known) and known.sums:
         reader.refuse(
             equation,

@@ -48,6 +48,8 @@ def read_noise(reader: Reader, equation: Equation) -> None:
             "infnet follows random numbers that multiply features (dropout behind a layer)",
             f"use dropout behind the first layer; or {MONTE_CARLO}",
         )
+    if any(isinstance(v, Known) and v.excess for v in values):
+        reader.refuse_fluctuating(equation)
     if equation.primitive is lax_p.random_bits_p:
         varies = [long_axes(reader.trace.avals[v].shape) for v in equation.outputs]
     else:

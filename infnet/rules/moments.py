@@ -24,6 +24,7 @@ from infnet.nodes import (
     Elementwise,
     Field,
     GroupedConvolution,
+    GroupSum,
     IndexLinear,
     KnownNode,
     Lookup,
@@ -31,6 +32,7 @@ from infnet.nodes import (
     OneNode,
     ParamNode,
     Product,
+    Repeated,
     Scaled,
     Sum,
     Unfolded,
@@ -41,6 +43,7 @@ from infnet.rules.contraction import contraction_step
 from infnet.rules.convolution import grouped_step
 from infnet.rules.custom import custom_step
 from infnet.rules.dropout import mean_of_dropped
+from infnet.rules.heads import group_sum_step, mean_of_repeated, repeated_step
 from infnet.rules.known import known_step, reads_of
 from infnet.rules.linear import LINEAR, index_map, linear_step
 from infnet.rules.lookup import lookup_step
@@ -134,6 +137,8 @@ OF_A_KIND: dict[type[Node], Callable[[Ask, Any, Any], Step]] = {
     Elementwise: nonlinear_step,
     Lookup: lookup_step,
     Unfolded: unfolded_step,
+    GroupSum: group_sum_step,
+    Repeated: repeated_step,
 }
 
 
@@ -198,5 +203,6 @@ MEANS: dict[type[Node], Callable[[AskMean, Any], Step]] = {
     Product: mean_of_product,
     Elementwise: mean_of_elementwise,
     Unfolded: mean_of_unfolded,
+    Repeated: mean_of_repeated,
     ChannelSum: channel_sum_step,
 }

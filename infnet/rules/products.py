@@ -49,11 +49,12 @@ def read_product(reader: Reader, equation: Equation) -> None:
             segment, offset = segment_at(segments, start)
             node = reader.sum([Term(1.0, segment.node, 0, axes)], sizes, equation.where)
             factors.append(Segment(node, segment.start + offset, stop - start))
-        pieces.append(Segment(_product(reader, equation, *factors), 0, stop - start))
+        pieces.append(Segment(product_of(reader, equation, *factors), 0, stop - start))
     reader.values[equation.outputs[0]] = with_template(template, pieces, equation.outputs[0])
 
 
-def _product(reader: Reader, equation: Equation, left: Segment, right: Segment) -> Product:
+def product_of(reader: Reader, equation: Equation, left: Segment, right: Segment) -> Product:
+    """The node of a product of two ranges of channels, with equal positions."""
     a, b = Factor(left.node, left.start), Factor(right.node, right.start)
     apart = not meet(a.leaves, b.leaves)
     return reader.new(

@@ -164,10 +164,10 @@ def layer_norm(layers, axis=-1, conv=False):
     )
 
 
-def attention(layers, mechanism="SOFTMAX", heads=1, b_std=B_STD, **positions):
+def attention(layers, mechanism="SOFTMAX", heads=1, b_std=B_STD, root=False, **positions):
     """With W_STD in the place of the deviations of keys times queries, and of values times outputs."""
     options = {"W_key_std": W_STD, "W_out_std": W_STD, "b_std": b_std, "attention_mechanism": mechanism}
-    layer = stax.GlobalSelfAttention(WIDTH, WIDTH, WIDTH, heads, linear_scaling=True, **options, **positions)
+    layer = stax.GlobalSelfAttention(WIDTH, WIDTH, WIDTH, heads, linear_scaling=not root, **options, **positions)
     return stax.serial(
         layers.dense(WIDTH),
         layer,
@@ -179,8 +179,16 @@ def attention(layers, mechanism="SOFTMAX", heads=1, b_std=B_STD, **positions):
     )
 
 
-def with_positions(layers, kind, in_values):
-    return attention(layers, pos_emb_type=kind, W_pos_emb_std=0.6, val_pos_emb=in_values)
+def with_positions(layers, kind, in_values, decaying=False, **options):
+    decay = {"pos_emb_decay_fn": lambda d: np.exp(-d / 2), "pos_emb_p_norm": 1} if decaying else {}
+    return attention(layers, pos_emb_type=kind, W_pos_emb_std=0.6, val_pos_emb=in_values, **decay, **options)
+
+
+def dropped(layers, first, last_relu):
+    """The rate of Neural Tangents' dropout is that of what is kept."""
+    hidden = [first, stax.Relu(), layers.dense(WIDTH), stax.Relu() if last_relu else stax.Identity()]
+    readout = [layers.dense(WIDTH), stax.Relu(), stax.GlobalAvgPool(), layers.readout()]
+    return stax.serial(*hidden, stax.Dropout(0.7, mode="train"), *readout)
 
 
 def aggregated(layers, axes, **options):
@@ -244,6 +252,7 @@ def branching(layers):
 
 
 def attending(layers):
+    root = {"mechanism": "IDENTITY", "heads": 3, "root": True}
     return {
         "attention_softmax": (attention(layers), few(TOKENS)),
         "attention_identity": (attention(layers, "IDENTITY"), few(TOKENS)),
@@ -256,6 +265,15 @@ def attending(layers):
         "positions_beside_in_values": (with_positions(layers, "CONCAT", True), few(TOKENS)),
         "positions_beside_in_scores_only": (with_positions(layers, "CONCAT", False), few(TOKENS)),
         "masked_attention": (attention(layers), masked(TOKENS)),
+        "masked_root_attention": (attention(layers, **root), masked(TOKENS)),
+        "positions_decaying": (with_positions(layers, "SUM", True, True), few(TOKENS)),
+        "positions_decaying_beside": (with_positions(layers, "CONCAT", False, True), few(IMAGE)),
+        "root_attention": (attention(layers, **root), few(TOKENS)),
+        "root_attention_of_pixels": (attention(layers, "IDENTITY", 2, None, root=True), few(IMAGE)),
+        "root_positions": (with_positions(layers, "SUM", True, **root), few(TOKENS)),
+        "root_positions_in_scores_only": (with_positions(layers, "SUM", False, True, **root), few(TOKENS)),
+        "root_positions_beside": (with_positions(layers, "CONCAT", True, True, **root), few(TOKENS)),
+        "root_positions_beside_in_scores_only": (with_positions(layers, "CONCAT", False, **root), few(TOKENS)),
     }
 
 
@@ -277,6 +295,9 @@ def networks(parameterization):
         "layer_norm_conv_all": (layer_norm(layers, (1, 2, 3), conv=True), few(IMAGE)),
         "layer_norm_conv_width": (layer_norm(layers, (2, 3), conv=True), few(IMAGE)),
         **attending(layers),
+        "dropout_behind_relu": (dropped(layers, layers.dense(WIDTH), True), few(TOKENS)),
+        "dropout_behind_conv": (dropped(layers, layers.conv(WIDTH, (3, 2)), True), few(IMAGE)),
+        "dropout_behind_dense": (dropped(layers, layers.conv(WIDTH, (3, 2)), False), few(IMAGE)),
         "aggregate": (aggregated(layers, 1), graphs(inputs.graphs(TOKENS))),
         "aggregate_rows": (aggregated(layers, 1), graphs(inputs.graphs(IMAGE))),
         "aggregate_pixels": (aggregated(layers, (1, 2)), graphs(inputs.graphs(IMAGE, (1, 2)))),
