@@ -16,10 +16,10 @@ import numpy as np
 
 from infnet._jax import Primitive
 from infnet._jax import lax_primitives as lax_p
-from infnet.activations import Activation, recognise
-from infnet.activations.series import SeriesActivation
+from infnet.activations import Activation
 from infnet.errors import MONTE_CARLO, UnsupportedError, Where
 from infnet.flatten import add_function
+from infnet.functions import Functions
 from infnet.gradients import scale_gradients
 from infnet.nodes import Elementwise, Field, Node, OneNode, Param, ParamKey, Sum, Term, shifted
 from infnet.program import Feature, Known, Segment, Value
@@ -57,9 +57,9 @@ class Reader:
         self.values: dict[int, Value] = {}
         self.producer: dict[int, Equation] = {}
         self.param_uses: dict[int, dict[ParamKey, Any]] = {}
+        self._functions = Functions(trace, self.values, self.producer, self.constant)
         self._settled: dict[int, Feature] = {}
         self._elementwise: dict[tuple[int, int, int], Elementwise] = {}
-        self._activations: dict[tuple[Any, ...], Activation] = {}
         self._constants: dict[int, np.ndarray | None] = {}
         self._count = 0
         self.one = self.new(OneNode, sizes=(), where=Where(), leaves=frozenset(), gaussian=True, zero_mean=False)
@@ -192,30 +192,13 @@ class Reader:
         return self._elementwise[key]
 
     def _new_elementwise(self, base: int, node: Node, var: int) -> Elementwise:
-        where = self.chain_where(base, var)
+        where = self._functions.where(base, var)
         activation: Activation | UnsupportedError
         try:
-            activation = self._recognised(base, var, where)
+            activation = self._functions.recognised(base, var)
         except UnsupportedError as error:
             activation = error
         return self.elementwise(node, activation, where)
-
-    def _recognised(self, base: int, var: int, where: Where) -> Activation:
-        """The function between two variables; one that was met before is not recognised again."""
-        numbers: dict[int, int] = {base: 0}
-        description: list[Any] = [self.trace.avals[base]]
-        for equation in self.chain_equations(base, var):
-            constants = [self.constant(v) if self._is_known(v) else None for v in equation.inputs]
-            names = [numbers.setdefault(v, len(numbers)) for v in (*equation.inputs, *equation.outputs)]
-            params = equation.source.params.items()
-            # What says nothing of its value, as jaxprs, is the same only if it is one object.
-            values = [(name, value if _is_plain(value) else id(value)) for name, value in params]
-            description += [equation.primitive, *names, *constants, *values, numbers.get(var)]
-        key = tuple(description)
-        if key not in self._activations:
-            self._activations[key] = recognise(self._chain(base, var), where)
-        found = self._activations[key]
-        return dataclasses.replace(found, where=where) if isinstance(found, SeriesActivation) else found
 
     def elementwise(self, node: Node, activation: Activation | UnsupportedError, where: Where) -> Elementwise:
         """The node of a scalar function of `node`."""
@@ -233,42 +216,6 @@ class Reader:
             activation=activation,
             gradients=scale_gradients(self, node),
         )
-
-    def chain_equations(self, base: int, var: int) -> list[Equation]:
-        """The equations that compute `var` from `base`, apart from those of constants."""
-        needed, kept = {var}, []
-        for out, equation in reversed(self.producer.items()):
-            if out in needed and out != base and not self._is_known(out) and equation not in kept:
-                needed.update(v for v in equation.inputs if v != base)
-                kept.append(equation)
-        return kept[::-1]
-
-    def _is_known(self, var: int) -> bool:
-        return isinstance(self.values.get(var), Known)
-
-    def chain_where(self, base: int, var: int) -> Where:
-        """The place of the first operation between `base` and `var` that is not affine."""
-        for equation in self.chain_equations(base, var):
-            for out in equation.outputs:
-                value = self.values.get(out)
-                if isinstance(value, Feature) and value.affine is None:
-                    return equation.where
-        return self.producer[var].where
-
-    def _chain(self, base: int, var: int) -> Any:
-        equations = self.chain_equations(base, var)
-        found = {v: (self.trace.avals[v], self.constant(v)) for e in equations for v in e.inputs if self._is_known(v)}
-        numbers = {v: np.broadcast_to(np.asarray(c, aval.dtype), aval.shape) for v, (aval, c) in found.items()}
-
-        def function(x: jax.Array) -> Any:
-            env = {**numbers, **self.trace.constants, base: x}
-            for equation in equations:
-                outputs = equation.evaluate([env[v] for v in equation.inputs])
-                env.update(zip(equation.outputs, outputs, strict=True))
-            return env[var]
-
-        aval = self.trace.avals[base]
-        return jax.make_jaxpr(function)(jax.ShapeDtypeStruct(aval.shape, aval.dtype))
 
     def sum(self, terms: Sequence[Term], sizes: tuple[int, ...], where: Where) -> Node:
         """The node of a linear combination."""
@@ -423,12 +370,6 @@ REASONS: dict[Primitive, tuple[str, str]] = {
         f"multiply by the real and the imaginary part of the Fourier matrix (`jnp.einsum`); or {MONTE_CARLO}",
     ),
 }
-
-
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, bool | int | float | str | bytes | None | np.dtype) or (
-        isinstance(value, tuple) and all(map(_is_plain, value))
-    )
 
 
 def _disjoint(one: ParamKey, two: ParamKey) -> bool:
