@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from infnet.context import Context, Weights
+from infnet.plan import Request
 from infnet.results import Results, Stack, are_alike, run_step, stack_alike
 from infnet.schedule import Before, Here, Loop
 
@@ -87,23 +88,25 @@ class _Body:
     def __call__(self, state: Numbered, xs: dict[str, Numbered]) -> tuple[Numbered, tuple[Numbered, list[jax.Array]]]:
         """The state after an iteration, and what is kept of it: results, and bounds on errors."""
         given = {name: {**self._fixed[name], **xs[name]} for name in xs}
-        laws = given["laws"]
-        weights = Weights(*({leaf: law[n] for leaf, law in laws.items()} for n in range(3)))
-        context, done = replace(self._context, weights=weights, errors=[]), list[Any]()
-        for number, step in enumerate(self._loop.iterations[self._start]):
-            requests, values = step.requests, list[Any]()
-            for place, request in enumerate(requests):
-                slot = self._loop.slots[number][place]
-                if request is None:
-                    values.append(None)
-                    continue
-                if isinstance(slot, Here):
-                    whole = done[slot.step]
-                else:
-                    whole = state[slot.step] if isinstance(slot, Before) else given["results"][number, place]
-                values.append(self._results.adapted(request, whole))
-            count = len(step.needs)
-            known = {(r.var, r.side): value for r, value in zip(step.reads, values[count:], strict=True)}
-            done.append(step.evaluate(replace(context, known=known), values[:count]))
-        last = {k: done[k] for k in (*self._loop.carried, *self._loop.last)}
-        return last, ({k: done[k] for k in self._loop.every}, list(context.errors))
+        done: list[Any] = []
+
+        def value(place: int, request: Request | None) -> Any:
+            if request is None:
+                return None
+            slot = self._loop.slots[len(done)][place]
+            if isinstance(slot, Here):
+                whole = done[slot.step]
+            else:
+                whole = state[slot.step] if isinstance(slot, Before) else given["results"][len(done), place]
+            return self._results.adapted(request, whole)
+
+        laws = given["laws"].items()
+        weights = Weights(*({leaf: law[n] for leaf, law in laws} for n in range(3)))
+        context = replace(self._context, weights=weights, errors=[])
+        for step in self._loop.iterations[self._start]:
+            values = [value(place, request) for place, request in enumerate(step.requests)]
+            needs, reads = values[: len(step.needs)], values[len(step.needs) :]
+            known = {(one.var, one.side): read for one, read in zip(step.reads, reads, strict=True)}
+            done.append(step.evaluate(replace(context, known=known), needs))
+        after = {k: done[k] for k in (*self._loop.carried, *self._loop.last)}
+        return after, ({k: done[k] for k in self._loop.every}, list(context.errors))
