@@ -86,6 +86,14 @@ def assert_limit_of_finite_networks(
         assert np.abs(fit.z_scores(1.0)).max() <= 4.0, (name, fit)
 
 
+def flat(kernel: Any, count: int) -> np.ndarray:
+    """(n1, n2, h, h', w, w', ...) as (n1, n2, positions, positions)."""
+    kernel = np.asarray(kernel)
+    k = (kernel.ndim - 2) // 2
+    order = [0, 1, *range(2, 2 + 2 * k, 2), *range(3, 3 + 2 * k, 2)]
+    return np.transpose(kernel, order).reshape(*kernel.shape[:2], count, count)
+
+
 def relu_kernels(q12: jax.Array, q11: jax.Array, q22: jax.Array) -> tuple[jax.Array, jax.Array]:
     """E relu relu and E relu' relu' (Cho & Saul 2009, eq. 5-6), written for this test."""
     root = jnp.sqrt(q11 * q22)

@@ -33,6 +33,9 @@ def examples(n):
 G1, G2 = examples(2), examples(3)
 
 
+pytestmark = pytest.mark.usefixtures("unoptimised")
+
+
 @pytest.fixture(autouse=True)
 def float64():
     with jax.enable_x64(True):
@@ -115,7 +118,7 @@ def matrices(operation, g):
 
         return jax.jacobian(on_positions)(jnp.zeros(T))
 
-    return jax.vmap(of_example)(jax.tree.map(jnp.asarray, g))
+    return jax.jit(jax.vmap(of_example))(jax.tree.map(jnp.asarray, g))
 
 
 @pytest.mark.parametrize("name", OPERATIONS)

@@ -67,7 +67,7 @@ def test_kernels_are_limits_of_finite_networks(name):
 
     def analytic(multiplier):
         kernel_fn = infnet_flax.kernel_fn(case.make(multiplier), x1[:1], parameterization="as_model")
-        return kernel_fn(x1, x2, get="nngp"), kernel_fn(x1, x2, get="ntk")
+        return tuple(kernel_fn(x1, x2, get=("nngp", "ntk")))
 
     fits = extrapolate(
         sampled(case),
