@@ -37,6 +37,16 @@ def examples(*shape: int, n: int = 2) -> tuple[np.ndarray, np.ndarray]:
     return tuple(np.float32(common + 0.7 * rng.standard_normal((n, *shape))) for _ in range(2))
 
 
+class Function(nn.Module):
+    """A function of arrays that makes its layers as it goes, as a module."""
+
+    function: Callable[..., jax.Array]
+
+    @nn.compact
+    def __call__(self, *args):
+        return self.function(*args)
+
+
 class Model(nn.Module):
     """`body(width)` as a module of `width` channels, read out by a Dense layer of many outputs."""
 

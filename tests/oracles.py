@@ -69,6 +69,13 @@ def one_sample(
     return Kernels(products(y) / y.shape[1], ntk)
 
 
+def draws(sample: Callable[[jax.Array], Any], key: jax.Array, n_samples: int) -> Any:
+    """`sample` of as many keys, stacked."""
+    # the lower level compiles in two thirds of the time, to code that is as fast
+    mapped = jax.jit(partial(jax.lax.map, sample), compiler_options={"xla_backend_optimization_level": 1})
+    return mapped(quick_keys(key, n_samples))
+
+
 def finite_width_kernels(
     module: nn.Module,
     x1: Any,
@@ -84,13 +91,10 @@ def finite_width_kernels(
     averaged in the NNGP, where they are independent given the last features; the NTK is that of output 0,
     all of them being nearly equal. `trainable`, of a parameter's path, restricts the NTK's sum over parameters.
     """
-    keys = quick_keys(key, n_samples)
     x1, x2 = jax.tree.map(jnp.asarray, (x1, x2))
     # a closure: modules need not be hashable (nn.Sequential of a list is not)
     sample = partial(one_sample, module, x1, x2, trainable=trainable)
-    # the lower level compiles in two thirds of the time, to code that is as fast
-    samples = jax.jit(partial(jax.lax.map, sample), compiler_options={"xla_backend_optimization_level": 1})(keys)
-    return Kernels(*(np.asarray(s, np.float64) for s in samples))
+    return Kernels(*(np.asarray(s, np.float64) for s in draws(sample, key, n_samples)))
 
 
 def fit_inverse_width(widths: Sequence[float], means: np.ndarray, standard_errors: np.ndarray) -> Fit:

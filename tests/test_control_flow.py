@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from finite import Function
 from flax import linen as nn
 from jax import lax
 from recurrence import RECURSION, S_B, S_X, X1, X2, D, N, T, check, deep, readout, recursion, relu_moments
@@ -43,16 +44,8 @@ def cell(activation="relu"):
     )
 
 
-class Model(nn.Module):
-    function: object
-
-    @nn.compact
-    def __call__(self, *args):
-        return self.function(*args)
-
-
 def kernels(function, x1=X1, x2=X2):
-    return infnet_flax.kernel_fn(Model(function), x1)(x1, x2, ("nngp", "ntk"))
+    return infnet_flax.kernel_fn(Function(function), x1)(x1, x2, ("nngp", "ntk"))
 
 
 @pytest.mark.parametrize("activation", ["relu", "erf"])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from finite import Model, dense, examples
 from flax import linen as nn
+from oracles import draws
 from recurrence import relu_moments
 
 import infnet_flax
@@ -82,11 +83,11 @@ def test_finite_networks():
         return y @ y.T / y.shape[1]
 
     with jax.enable_x64(False):
-        draws = np.asarray(jax.lax.map(jax.jit(sample), jax.random.split(jax.random.key(1), 300)))
+        samples = np.asarray(draws(sample, jax.random.key(1), 300))
         expected = kernel_of(body, x1)(x1, get="nngp")
-    error = draws.std(0) / np.sqrt(len(draws))
-    assert (error < 0.02 * draws.mean(0)).all()
-    assert (abs(draws.mean(0) - expected) < 4 * error + 0.01 * expected).all()
+    error = samples.std(0) / np.sqrt(len(samples))
+    assert (error < 0.02 * samples.mean(0)).all()
+    assert (abs(samples.mean(0) - expected) < 4 * error + 0.01 * expected).all()
 
 
 def test_positions_share_numbers_or_not():

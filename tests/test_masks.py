@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from finite import Function
 from flax import linen as nn
 
 import infnet_flax
@@ -42,20 +43,12 @@ def float64():
         yield
 
 
-class Model(nn.Module):
-    function: object
-
-    @nn.compact
-    def __call__(self, g):
-        return self.function(g)
-
-
 def dense(x, width=N):
     return nn.Dense(width, kernel_init=nn.initializers.normal(0.6), param_dtype=jnp.float64)(x)
 
 
 def kernels(function):
-    return infnet_flax.kernel_fn(Model(function), G1)(G1, G2, ("nngp", "ntk"))
+    return infnet_flax.kernel_fn(Function(function), G1)(G1, G2, ("nngp", "ntk"))
 
 
 @functools.cache
