@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from oracles import extrapolate
+from quick import unoptimised
 
 import infnet_flax
 
@@ -34,6 +35,16 @@ def examples(*shape: int, n: int = 2) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.RandomState(sum(shape))
     common = rng.standard_normal(shape)
     return tuple(np.float32(common + 0.7 * rng.standard_normal((n, *shape))) for _ in range(2))
+
+
+class Function(nn.Module):
+    """A function of arrays that makes its layers as it goes, as a module."""
+
+    function: Callable[..., jax.Array]
+
+    @nn.compact
+    def __call__(self, *args):
+        return self.function(*args)
 
 
 class Model(nn.Module):
@@ -73,7 +84,8 @@ def assert_limit_of_finite_networks(
     def claimed(width: int) -> tuple[np.ndarray, np.ndarray]:
         one = jax.tree.map(lambda x: x[:1], x1)
         kernel_fn = infnet_flax.kernel_fn(make(width), one, precision="highest", **options)
-        kernels = kernel_fn(x1, x2, ("nngp", "ntk"))
+        with unoptimised():
+            kernels = kernel_fn(x1, x2, ("nngp", "ntk"))
         return np.asarray(kernels.nngp), np.asarray(kernels.ntk)
 
     fits = extrapolate(
@@ -82,6 +94,14 @@ def assert_limit_of_finite_networks(
     for name, fit in zip(("nngp", "ntk"), fits, strict=True):
         assert fit.standard_error.max() <= largest_error, (name, fit)
         assert np.abs(fit.z_scores(1.0)).max() <= 4.0, (name, fit)
+
+
+def flat(kernel: Any, count: int) -> np.ndarray:
+    """(n1, n2, h, h', w, w', ...) as (n1, n2, positions, positions)."""
+    kernel = np.asarray(kernel)
+    k = (kernel.ndim - 2) // 2
+    order = [0, 1, *range(2, 2 + 2 * k, 2), *range(3, 3 + 2 * k, 2)]
+    return np.transpose(kernel, order).reshape(*kernel.shape[:2], count, count)
 
 
 def relu_kernels(q12: jax.Array, q11: jax.Array, q22: jax.Array) -> tuple[jax.Array, jax.Array]:

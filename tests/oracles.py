@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from quick import quick_keys
 
 
 class Fit(NamedTuple):
@@ -47,31 +48,32 @@ def one_sample(
     key: jax.Array,
     trainable: Callable[[tuple[Any, ...]], bool] = everything,
 ) -> Kernels:
-    """NNGP and NTK, (n1, n2) each, of the network drawn with `key`; the NTK is that of its "params" alone.
-
-    Column j of the NTK is J(x1) ∇f_0(x2_j): a gradient, then a directional derivative along it.
-    """
+    """NNGP and NTK, (n1, n2) each, of the network drawn with `key`; the NTK is that of its "params" alone."""
     state, params = flax.core.pop(module.init(key, x1), "params")
 
-    def apply(p: Any, x: Any) -> jax.Array:
-        return module.apply({**state, "params": p}, x)
+    def outputs(p: Any, example: Any) -> tuple[jax.Array, jax.Array]:
+        y = module.apply({**state, "params": p}, jax.tree.map(lambda leaf: leaf[None], example))[0]
+        return y[0], y
 
-    def forward(p: Any) -> jax.Array:
-        return apply(p, x1)
+    def of_example(example: Any) -> tuple[Any, jax.Array]:
+        return jax.grad(outputs, has_aux=True)(params, example)
 
-    def column(example: Any) -> jax.Array:
-        alone = jax.tree.map(lambda leaf: leaf[None], example)
-        gradient = jax.grad(lambda p: apply(p, alone)[0, 0])(params)
-        gradient = jax.tree_util.tree_map_with_path(
-            lambda path, g: g if trainable(path) else jnp.zeros_like(g), gradient
-        )
-        return jax.jvp(forward, (params,), (gradient,))[1][:, 0]
+    def products(values: jax.Array) -> jax.Array:
+        values = values.reshape(len(values), -1)
+        return values[:n1] @ values[n1:].T
 
-    # one forward pass for both sets of examples: what these tests wait for is the compiler
+    # one program for the examples of both sets, and for both kernels: what these tests wait for is the compiler
     n1 = len(jax.tree.leaves(x1)[0])
-    outputs = apply(params, jax.tree.map(lambda *xs: jnp.concatenate(xs), x1, x2))
-    nngp = outputs[:n1] @ outputs[n1:].T / outputs.shape[1]
-    return Kernels(nngp, jax.lax.map(column, x2).T)
+    gradients, y = jax.lax.map(of_example, jax.tree.map(lambda *xs: jnp.concatenate(xs), x1, x2))
+    ntk = sum(products(g) for path, g in jax.tree.leaves_with_path(gradients) if trainable(path))
+    return Kernels(products(y) / y.shape[1], ntk)
+
+
+def draws(sample: Callable[[jax.Array], Any], key: jax.Array, n_samples: int) -> Any:
+    """`sample` of as many keys, stacked."""
+    # the lower level compiles in two thirds of the time, to code that is as fast
+    mapped = jax.jit(partial(jax.lax.map, sample), compiler_options={"xla_backend_optimization_level": 1})
+    return mapped(quick_keys(key, n_samples))
 
 
 def finite_width_kernels(
@@ -89,13 +91,10 @@ def finite_width_kernels(
     averaged in the NNGP, where they are independent given the last features; the NTK is that of output 0,
     all of them being nearly equal. `trainable`, of a parameter's path, restricts the NTK's sum over parameters.
     """
-    keys = jax.random.split(key, n_samples)
     x1, x2 = jax.tree.map(jnp.asarray, (x1, x2))
     # a closure: modules need not be hashable (nn.Sequential of a list is not)
     sample = partial(one_sample, module, x1, x2, trainable=trainable)
-    # the lower level compiles in two thirds of the time, to code that is as fast
-    samples = jax.jit(partial(jax.lax.map, sample), compiler_options={"xla_backend_optimization_level": 1})(keys)
-    return Kernels(*(np.asarray(s, np.float64) for s in samples))
+    return Kernels(*(np.asarray(s, np.float64) for s in draws(sample, key, n_samples)))
 
 
 def fit_inverse_width(widths: Sequence[float], means: np.ndarray, standard_errors: np.ndarray) -> Fit:

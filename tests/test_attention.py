@@ -10,6 +10,7 @@ from flax import linen as nn
 import infnet_flax
 from infnet.errors import UnsupportedError
 
+pytestmark = pytest.mark.usefixtures("unoptimised")
 TOKENS = 4
 
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from finite import Function
 from flax import linen as nn
 
 import infnet_flax
@@ -14,18 +15,13 @@ X1, X2 = RNG.randn(4, 6, 5), RNG.randn(3, 6, 5)
 TIMES = jax.lax.fori_loop
 
 
+pytestmark = pytest.mark.usefixtures("unoptimised")
+
+
 @pytest.fixture(autouse=True)
 def float64():
     with jax.enable_x64(True):
         yield
-
-
-class Model(nn.Module):
-    function: object
-
-    @nn.compact
-    def __call__(self, x):
-        return self.function(x)
 
 
 def dense(n):
@@ -61,12 +57,12 @@ def test_functions_of_data(name):
     def flat(x):
         return PREPARED[name](jnp.asarray(x)).reshape(len(x), -1)
 
-    k = infnet_flax.kernel_fn(Model(lambda x: dense(3)(flat(x))), X1)
+    k = infnet_flax.kernel_fn(Function(lambda x: dense(3)(flat(x))), X1)
     np.testing.assert_allclose(k(X1, X2, "nngp"), flat(X1) @ flat(X2).T, rtol=1e-12, atol=1e-13)
 
 
 def test_squeeze_without_axes():
-    k = infnet_flax.kernel_fn(Model(lambda x: dense(1)(x[:, 0]).squeeze()), X1)
+    k = infnet_flax.kernel_fn(Function(lambda x: dense(1)(x[:, 0]).squeeze()), X1)
     np.testing.assert_allclose(k(X1, X2, "ntk"), X1[:, 0] @ X2[:, 0].T, rtol=1e-12)
 
 
@@ -97,7 +93,7 @@ MIXED = {
 def test_what_mixes_examples_or_counts_them_is_refused(name):
     for function in (lambda x: dense(3)(MIXED[name](x)), lambda x: MIXED[name](nn.relu(dense(5)(x)))):
         with pytest.raises(BatchAxisError) as caught:
-            infnet_flax.kernel_fn(Model(function), X1)
+            infnet_flax.kernel_fn(Function(function), X1)
         assert "test_batch.py" in caught.value.where.line
 
 
@@ -106,7 +102,7 @@ def test_products_of_features_are_refused_as_such_not_for_the_batch_axis():
         return dense(4)(x) @ dense(4)(x).swapaxes(-1, -2)
 
     with pytest.raises(UnsupportedError) as caught:
-        infnet_flax.kernel_fn(Model(lambda x: jnp.tanh(scores(x))), X1)(X1)
+        infnet_flax.kernel_fn(Function(lambda x: jnp.tanh(scores(x))), X1)(X1)
     assert not isinstance(caught.value, BatchAxisError)
 
 
@@ -117,5 +113,5 @@ def test_a_derivative_rule_of_what_is_not_elementwise_is_refused():
 
     mean.defvjp(lambda x: (x.mean(1), None), lambda _, g: (jnp.zeros((len(g), 6, 5)),))
     with pytest.raises(UnsupportedError, match="derivative of its own") as caught:
-        infnet_flax.kernel_fn(Model(lambda x: mean(dense(5)(x))), X1)
+        infnet_flax.kernel_fn(Function(lambda x: mean(dense(5)(x))), X1)
     assert not isinstance(caught.value, BatchAxisError)

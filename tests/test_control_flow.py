@@ -1,90 +1,29 @@
-"""Loops and branches: recurrent networks against a recursion in numpy, and the same network written in many ways.
+"""Loops and branches: networks against the recursions of `recurrence.py`, and one network written in many ways."""
 
-With weights shared over time, the state h_t = phi(W_x x_t + W_h h_(t-1) + b) at two times has the joint kernels
-
-    S_ts = s_x^2 x_t . x_s + s_h^2 n K_(t-1)(s-1) + s_b^2,          K_ts = E phi(u) phi(v) for N(0, S),
-    T_ts = x_t . x_s + biases + n K_(t-1)(s-1) + s_h^2 n Theta_(t-1)(s-1),    Theta_ts = E phi'(u) phi'(v) T_ts
-
-(Alemohammad et al. 2021, arXiv:2006.10246, there in the "ntk" parameterization). Untied weights keep t = s alone.
-"""
-
-import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from finite import Function
 from flax import linen as nn
 from jax import lax
-from scipy import stats
+from recurrence import RECURSION, S_B, S_X, X1, X2, D, N, T, check, deep, readout, recursion, relu_moments
 
 import infnet
 import infnet_flax
-import infnet_haiku
 from infnet.errors import UnsupportedError
 
-T, D, N = 3, 3, 8
-S_X, S_H, S_B = 0.7, 1 / np.sqrt(N), 0.4
-RNG = np.random.RandomState(0)
-X1, X2 = RNG.randn(2, T, D), RNG.randn(3, T, D)
+RNG = np.random.RandomState(1)
 LENGTHS1, LENGTHS2 = np.array([3, 2]), np.array([1, 2, 3])
+
+
+pytestmark = pytest.mark.usefixtures("unoptimised")
 
 
 @pytest.fixture(autouse=True)
 def float64():
     with jax.enable_x64(True):
         yield
-
-
-# The oracle
-
-
-def relu_moments(s, q1, q2):
-    """Cho & Saul 2009, equations 5 and 6, of degrees 1 and 0."""
-    scale = np.sqrt(q1 * q2)
-    angle = np.arccos(np.clip(s / scale, -1, 1))
-    return scale * (np.sin(angle) + (np.pi - angle) * np.cos(angle)) / (2 * np.pi), (np.pi - angle) / (2 * np.pi)
-
-
-def erf_moments(s, q1, q2):
-    """Williams 1997, equation 11, and its derivative."""
-    a, b = 1 + 2 * q1, 1 + 2 * q2
-    return 2 / np.pi * np.arcsin(2 * s / np.sqrt(a * b)), 4 / np.pi / np.sqrt(a * b - 4 * s**2)
-
-
-def recursion(x1, x2, moments, *, s_x=S_X, s_h=S_H, s_b=S_B, biases=1, tied=True):
-    """K and Theta of the states, arrays (n1, n2, t, s): every sum over t, s by a loop, nothing shared with infnet."""
-
-    def step(inputs, k, q1, q2):
-        return s_x**2 * inputs + N * s_h**2 * k + s_b**2
-
-    def variances(x):
-        k, q = np.zeros(len(x)), []
-        for t in range(x.shape[1]):
-            q.append(step((x[:, t] ** 2).sum(-1), k, None, None))
-            k = moments(q[-1], q[-1], q[-1])[0]
-        return np.array(q).T
-
-    q1, q2 = variances(x1), variances(x2)
-    inputs = np.einsum("atd,bsd->abts", x1, x2)
-    k, theta = np.zeros((2, *inputs.shape))
-    for t in range(x1.shape[1]):
-        for s in range(x2.shape[1]):
-            before = (t > 0 and s > 0) and (tied or t == s)
-            k0, theta0 = (k[:, :, t - 1, s - 1], theta[:, :, t - 1, s - 1]) if before else (0.0, 0.0)
-            weights = 1.0 if tied or t == s else 0.0
-            u = weights * step(inputs[:, :, t, s], k0, None, None)
-            k[:, :, t, s], slope = moments(u, q1[:, None, t], q2[None, :, s])
-            own = weights * (inputs[:, :, t, s] + biases) + N * k0 + N * s_h**2 * theta0
-            theta[:, :, t, s] = slope * own
-    return k, theta
-
-
-def readout(k, theta):
-    """Dense(3) with variance 1/N, without a bias."""
-    return k, N * k + theta
-
-
-RECURSION = {"relu": relu_moments, "erf": erf_moments}
 
 
 # Flax
@@ -105,21 +44,8 @@ def cell(activation="relu"):
     )
 
 
-class Model(nn.Module):
-    function: object
-
-    @nn.compact
-    def __call__(self, *args):
-        return self.function(*args)
-
-
 def kernels(function, x1=X1, x2=X2):
-    return infnet_flax.kernel_fn(Model(function), x1)(x1, x2, ("nngp", "ntk"))
-
-
-def check(found, expected, rtol=1e-10):
-    for one, two in zip(found, expected, strict=True):
-        np.testing.assert_allclose(one, two, rtol=rtol)
+    return infnet_flax.kernel_fn(Function(function), x1)(x1, x2, ("nngp", "ntk"))
 
 
 @pytest.mark.parametrize("activation", ["relu", "erf"])
@@ -211,38 +137,7 @@ def test_both_directions():
     )
 
 
-# Haiku
-
-TRUNCATED = stats.truncnorm(-2, 2).std()
-
-
-@pytest.mark.parametrize("unroll", ["dynamic_unroll", "static_unroll"])
-def test_vanilla_rnn(unroll):
-    def model(x):
-        core = hk.VanillaRNN(N)
-        outputs, _ = getattr(hk, unroll)(core, x.swapaxes(0, 1), core.initial_state(len(x)))
-        return hk.Linear(3, with_bias=False)(outputs[-1])
-
-    k = infnet_haiku.kernel_fn(hk.without_apply_rng(hk.transform(model)), X1.astype(np.float32), precision="highest")
-    found = k(X1.astype(np.float32), X2.astype(np.float32), ("nngp", "ntk"))
-    x1, x2 = (x.astype(np.float32).astype(float) for x in (X1, X2))
-    options = {"s_x": TRUNCATED / np.sqrt(D), "s_h": TRUNCATED / np.sqrt(N), "s_b": 0.0, "biases": 2}
-    state, tangent = (a[:, :, -1, -1] for a in recursion(x1, x2, relu_moments, **options))
-    check(found, (TRUNCATED**2 * state, N * state + TRUNCATED**2 * tangent), rtol=1e-5)
-
-
 # Loops over different weights
-
-
-def deep(x1, x2, depth, s=S_H):
-    """depth layers of relu(Dense(N)), of variance 1/N, the first too."""
-    k, q1, q2 = x1 @ x2.T, (x1**2).sum(1)[:, None], (x2**2).sum(1)[None]
-    theta = np.zeros_like(k)
-    for _ in range(depth):
-        own, (k, slope) = k + s**2 * N * theta * (theta.any()), relu_moments(s**2 * k, s**2 * q1, s**2 * q2)
-        theta = slope * own
-        q1, q2, k = N * q1 * s**2 / 2, N * q2 * s**2 / 2, N * k
-    return k / N, theta
 
 
 def test_stacked_layers_are_different_weights():
@@ -259,18 +154,6 @@ def test_stacked_layers_are_different_weights():
         return head(layers()(x, None)[0])
 
     check(kernels(scanned, x1, x2), readout(*deep(x1, x2, 3)))
-
-
-def test_haiku_layer_stack():
-    x1, x2 = RNG.randn(2, N), RNG.randn(3, N)
-
-    def model(x):
-        init = hk.initializers.RandomNormal(1 / np.sqrt(N))
-        layer = hk.experimental.layer_stack(3)(lambda z: jax.nn.relu(hk.Linear(N, with_bias=False, w_init=init)(z)))
-        return hk.Linear(3, with_bias=False, w_init=init)(layer(x))
-
-    k = infnet_haiku.kernel_fn(hk.without_apply_rng(hk.transform(model)), x1)
-    check(k(x1, x2, ("nngp", "ntk")), readout(*deep(x1, x2, 3)))
 
 
 # Elementwise loops, branches, and what is refused
@@ -324,18 +207,6 @@ CELLS = [nn.GRUCell, nn.LSTMCell, nn.OptimizedLSTMCell, nn.MGUCell]
 def test_gated_cells_are_refused(kind):
     with pytest.raises(UnsupportedError) as caught:
         kernels(lambda x: head(nn.RNN(kind(N, param_dtype=jnp.float64))(x)[:, -1]))
-    assert "test_control_flow.py" in caught.value.where.line
-
-
-@pytest.mark.parametrize("kind", [hk.GRU, hk.LSTM], ids=lambda kind: kind.__name__)
-def test_gated_cores_are_refused(kind):
-    def model(x):
-        core = kind(N)
-        return hk.Linear(3)(hk.dynamic_unroll(core, x.swapaxes(0, 1), core.initial_state(len(x)))[0][-1])
-
-    x = X1.astype(np.float32)
-    with pytest.raises(UnsupportedError) as caught:
-        infnet_haiku.kernel_fn(hk.without_apply_rng(hk.transform(model)), x)(x)
     assert "test_control_flow.py" in caught.value.where.line
 
 

@@ -1,15 +1,15 @@
 """Dropout in training mode: the variance on the diagonal is divided by the share that is kept."""
 
-import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from finite import Model, dense, examples
 from flax import linen as nn
+from oracles import draws
+from recurrence import relu_moments
 
 import infnet_flax
-import infnet_haiku
 from infnet.errors import NonGaussianError, UnsupportedError
 
 KEEP = 0.75
@@ -18,6 +18,9 @@ TRAINING = {"rngs": {"dropout": jax.random.key(0)}}
 
 def dropout(x, **options):
     return nn.Dropout(1 - KEEP, deterministic=False, **options)(x)
+
+
+pytestmark = pytest.mark.usefixtures("unoptimised")
 
 
 @pytest.fixture(autouse=True)
@@ -50,12 +53,6 @@ def test_one_layer():
     np.testing.assert_allclose(kernel_of(after_relu(dropout), X)(X, X + 0, "nngp")[own], plain.nngp[own], rtol=1e-9)
 
 
-def relu_moment(s, q1, q2):
-    rho = s / np.sqrt(q1 * q2)
-    angle = np.arccos(np.clip(rho, -1, 1))
-    return np.sqrt(q1 * q2) * (np.sin(angle) + (np.pi - angle) * rho) / (2 * np.pi)
-
-
 def test_two_layers_by_hand():
     """The next layer sees a larger variance of each example, with covariances that are unchanged."""
 
@@ -65,7 +62,7 @@ def test_two_layers_by_hand():
     s = X @ X.T / 5 + 0.3**2
     for _ in range(2):
         q = np.diag(s)
-        s = relu_moment(s, q[:, None], q[None])
+        s = relu_moments(s, q[:, None], q[None])[0]
         s = np.where(np.eye(4, dtype=bool), np.diag(s) / KEEP, s) + 0.3**2
     np.testing.assert_allclose(kernel_of(body, X)(X, get="nngp"), s, rtol=1e-7)
 
@@ -86,11 +83,11 @@ def test_finite_networks():
         return y @ y.T / y.shape[1]
 
     with jax.enable_x64(False):
-        draws = np.asarray(jax.lax.map(jax.jit(sample), jax.random.split(jax.random.key(1), 300)))
+        samples = np.asarray(draws(sample, jax.random.key(1), 300))
         expected = kernel_of(body, x1)(x1, get="nngp")
-    error = draws.std(0) / np.sqrt(len(draws))
-    assert (error < 0.02 * draws.mean(0)).all()
-    assert (abs(draws.mean(0) - expected) < 4 * error + 0.01 * expected).all()
+    error = samples.std(0) / np.sqrt(len(samples))
+    assert (error < 0.02 * samples.mean(0)).all()
+    assert (abs(samples.mean(0) - expected) < 4 * error + 0.01 * expected).all()
 
 
 def test_positions_share_numbers_or_not():
@@ -121,21 +118,6 @@ def test_deterministic_dropout_does_nothing():
 
     plain = infnet_flax.kernel_fn(Model(after_relu(lambda x: x), 8), X)
     np.testing.assert_array_equal(infnet_flax.kernel_fn(Model(body, 8), X)(X, get="ntk"), plain(X, get="ntk"))
-
-
-def test_haiku():
-    def f(x):
-        h = jax.nn.relu(hk.Linear(8)(x))
-        return hk.Linear(2)(hk.dropout(hk.next_rng_key(), 1 - KEEP, h))
-
-    x = np.float32(X)
-    dropped = infnet_haiku.kernel_fn(hk.transform(f), x, rng=jax.random.PRNGKey(0))(x, get="nngp")
-
-    def plain(x):
-        return hk.Linear(2)(jax.nn.relu(hk.Linear(8)(x)))
-
-    before = infnet_haiku.kernel_fn(hk.transform(plain), x)(x, get="nngp")
-    np.testing.assert_allclose(dropped, np.where(np.eye(4, dtype=bool), before / KEEP, before), rtol=1e-5)
 
 
 def test_the_kernel_does_not_depend_on_the_key():

@@ -3,7 +3,6 @@
 A lookup is a Dense layer on one-hot vectors: the oracle of the first is the kernel of the second, built with numpy.
 """
 
-import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +12,6 @@ from oracles import assert_ratio_is_one, extrapolate
 from zoo import settings
 
 import infnet_flax
-import infnet_haiku
 from infnet.errors import NumericalError, UnsupportedError
 
 VOCABULARY, LENGTH, C = 5, 4, 16
@@ -21,6 +19,9 @@ RNG = np.random.RandomState(0)
 IDS1, IDS2 = RNG.randint(0, VOCABULARY, (2, LENGTH)), RNG.randint(0, VOCABULARY, (3, LENGTH))
 STD, MEAN = 0.7, 0.4
 DTYPES = {"dtype": jnp.float64, "param_dtype": jnp.float64}
+
+
+pytestmark = pytest.mark.usefixtures("unoptimised")
 
 
 @pytest.fixture(autouse=True)
@@ -174,15 +175,6 @@ def test_the_limit_of_finite_networks():
         )
     for fit in fits:
         assert_ratio_is_one(fit, largest_error=0.04)
-
-
-def test_haiku():
-    net = hk.without_apply_rng(
-        hk.transform(lambda t: hk.Embed(VOCABULARY, C, w_init=hk.initializers.RandomNormal())(t))
-    )
-    nngp, ntk = infnet_haiku.kernel_fn(net, IDS1)(IDS1, IDS2, ("nngp", "ntk"))
-    np.testing.assert_allclose(nngp, WORDS, rtol=1e-6)
-    np.testing.assert_allclose(ntk, WORDS, rtol=1e-6)
 
 
 def test_x1_alone_the_diagonal_and_highest_precision():

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from finite import assert_limit_of_finite_networks, flat
 from flax import linen as nn
-from oracles import assert_ratio_is_one, extrapolate
 from zoo import settings
 
 import infnet_flax
@@ -27,6 +27,7 @@ X1, X2 = RNG.randn(2, H, W, 3), RNG.randn(3, H, W, 3)
 OPTIONS = {"kernel_init": nn.initializers.normal(STD), "use_bias": False, "dtype": jnp.float64}
 OPTIONS["param_dtype"] = jnp.float64
 TAPS = np.array([[1.0, 0.5, 2.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.0]])  # a causal mask, and a little more
+pytestmark = pytest.mark.usefixtures("unoptimised")
 
 
 @pytest.fixture(autouse=True)
@@ -136,14 +137,6 @@ def as_tensor(module, sizes):
     tensor = jax.jit(jax.vmap(jax.vmap(on_positions, (None, 0)), (0, None)))(weights, positions)
     out = tensor.shape[2:]
     return np.asarray(tensor).reshape(w.size, len(positions), -1).transpose(2, 0, 1), out
-
-
-def flat(kernel, count):
-    """(n1, n2, h, h', w, w', ...) as (n1, n2, positions, positions)."""
-    kernel = np.asarray(kernel)
-    k = (kernel.ndim - 2) // 2
-    order = [0, 1, *range(2, 2 + 2 * k, 2), *range(3, 3 + 2 * k, 2)]
-    return np.transpose(kernel, order).reshape(*kernel.shape[:2], count, count)
 
 
 def kernels(model, x1=X1, x2=X2):
@@ -273,17 +266,10 @@ class Decoder(nn.Module):
 
 
 def test_the_limit_of_finite_networks():
-    x1, x2 = X1 + 0.5, X2[:2] + 0.5
-    fits = extrapolate(
-        lambda multiplier: Decoder(12 * multiplier),
-        np.float32(x1),
-        np.float32(x2),
-        jax.random.key(0),
-        n_samples=(1000, 500),
-        analytic=lambda multiplier: kernels(Decoder(12 * multiplier), x1, x2),
+    x1, x2 = np.float32(X1 + 0.5), np.float32(X2[:2] + 0.5)
+    assert_limit_of_finite_networks(
+        lambda multiplier: Decoder(12 * multiplier), x1, x2, n_samples=(1000, 500), largest_error=0.04
     )
-    for fit in fits:
-        assert_ratio_is_one(fit, largest_error=0.04)
 
 
 def test_a_nonlinearity_right_after_a_depthwise_convolution_is_refused():
@@ -454,19 +440,6 @@ def test_what_is_refused(what):
         kernel_of(REFUSED[what])
     assert what in str(caught.value)
     assert caught.value.where.line
-
-
-def test_a_haiku_decoder():
-    hk = pytest.importorskip("haiku")
-    import infnet_haiku
-
-    def decode(x):
-        x = hk.Linear(2 * 3 * C)(x).reshape(-1, 2, 3, C)
-        return hk.Conv2DTranspose(4, 3, stride=2, with_bias=False)(x)
-
-    x = X1.reshape(2, -1)
-    kernel = infnet_haiku.kernel_fn(hk.without_apply_rng(hk.transform(decode)), x)(x, get="nngp")
-    assert kernel.shape == (2, 2, 4, 4, 6, 6)
 
 
 def test_widths_that_are_not_sent_to_infinity_are_not_reported():

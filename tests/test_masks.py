@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from finite import Function
 from flax import linen as nn
 
 import infnet_flax
@@ -33,18 +34,13 @@ def examples(n):
 G1, G2 = examples(2), examples(3)
 
 
+pytestmark = pytest.mark.usefixtures("unoptimised")
+
+
 @pytest.fixture(autouse=True)
 def float64():
     with jax.enable_x64(True):
         yield
-
-
-class Model(nn.Module):
-    function: object
-
-    @nn.compact
-    def __call__(self, g):
-        return self.function(g)
 
 
 def dense(x, width=N):
@@ -52,7 +48,7 @@ def dense(x, width=N):
 
 
 def kernels(function):
-    return infnet_flax.kernel_fn(Model(function), G1)(G1, G2, ("nngp", "ntk"))
+    return infnet_flax.kernel_fn(Function(function), G1)(G1, G2, ("nngp", "ntk"))
 
 
 @functools.cache
@@ -115,7 +111,7 @@ def matrices(operation, g):
 
         return jax.jacobian(on_positions)(jnp.zeros(T))
 
-    return jax.vmap(of_example)(jax.tree.map(jnp.asarray, g))
+    return jax.jit(jax.vmap(of_example))(jax.tree.map(jnp.asarray, g))
 
 
 @pytest.mark.parametrize("name", OPERATIONS)

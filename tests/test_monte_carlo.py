@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracles import assert_ratio_is_one, extrapolate, finite_width_kernels, fit_inverse_width
+from quick import quick_keys
 from references import inputs
 from zoo import BY_NAME
 
@@ -66,7 +67,7 @@ def test_kernels_are_limits_of_finite_networks(name):
 
     def analytic(multiplier):
         kernel_fn = infnet_flax.kernel_fn(case.make(multiplier), x1[:1], parameterization="as_model")
-        return kernel_fn(x1, x2, get="nngp"), kernel_fn(x1, x2, get="ntk")
+        return tuple(kernel_fn(x1, x2, get=("nngp", "ntk")))
 
     fits = extrapolate(
         sampled(case),
@@ -134,7 +135,7 @@ def test_ntk_sample_is_the_contraction_of_jacobians():
     case = BY_NAME["concatenated"]
     module, (x1, x2), key = case.make(), examples(case), jax.random.key(4)
     sample = finite_width_kernels(module, x1, x2, key, 1)
-    params = module.init(jax.random.split(key, 1)[0], x1)
+    params = module.init(quick_keys(key, 1)[0], x1)
     jacobian = jax.jit(jax.jacobian(lambda p, x: module.apply(p, x)[:, 0]))
     j1, j2 = jacobian(params, x1), jacobian(params, x2)
     leaves = zip(jax.tree.leaves(j1), jax.tree.leaves(j2), strict=True)
@@ -152,3 +153,19 @@ def test_fit_recovers_the_limit_and_its_error():
     np.testing.assert_allclose(fit_inverse_width(widths, exact, errors).value, 5.0, rtol=1e-12)
     np.testing.assert_allclose(fit.value.mean(), 5.0, atol=0.01)
     np.testing.assert_allclose(fit.value.std(), fit.standard_error[0], rtol=0.02)
+
+
+def test_quick_random_numbers_are_normal_and_independent():
+    """Of one key, of keys split or folded from one, and of the keys of the samples."""
+    n, few = 20000, 30
+    keys = {
+        "samples": quick_keys(jax.random.key(5), n),
+        "split": jax.random.split(quick_keys(jax.random.key(6), 1)[0], n),
+        "folded": jax.vmap(jax.random.fold_in, (None, 0))(quick_keys(jax.random.key(7), 1)[0], jnp.arange(n)),
+    }
+    for of in keys.values():
+        z = np.asarray(jax.jit(jax.vmap(lambda key: jax.random.normal(key, (few,), jnp.float32)))(of), float)
+        correlations = z.T @ z / n - np.eye(few)
+        assert abs(correlations).max() < 5 * np.sqrt(2 / n)
+        assert abs(z.mean(0)).max() < 5 / np.sqrt(n)
+        assert abs((z**4).mean() - 3) < 5 * np.sqrt(96 / z.size)

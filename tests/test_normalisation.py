@@ -2,7 +2,6 @@
 
 import functools
 
-import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,9 +11,9 @@ from flax import linen as nn
 
 import infnet
 import infnet_flax
-import infnet_haiku
 from infnet.errors import BatchAxisError, InputError, NonGaussianError, UnsupportedError
 
+pytestmark = pytest.mark.usefixtures("unoptimised")
 SHIFTED = {"scale_init": nn.initializers.constant(1.5), "bias_init": nn.initializers.constant(0.5)}
 
 
@@ -145,39 +144,6 @@ def test_ways_to_write_it(name):
     expected = kernels_of(body(lambda module, x: PLAIN()(x)), x)
     for found, value in zip(kernels_of(body(SAME[name]), x, **frozen), expected, strict=True):
         np.testing.assert_allclose(found, value, rtol=2e-5)
-
-
-def test_haiku_norms():
-    x = examples(3, 4, 2)[0]
-
-    def haiku_kernels(norm):
-        def f(x):
-            x = hk.Conv2D(8, (3, 3), w_init=hk.initializers.VarianceScaling(1.0, "fan_in", "normal"))(x)
-            return hk.Linear(2, w_init=hk.initializers.VarianceScaling(1.0, "fan_in", "normal"))(
-                jax.nn.relu(norm()(x)).mean((1, 2))
-            )
-
-        return infnet_haiku.kernel_fn(hk.transform(f), x)(x, None, ("nngp", "ntk"))
-
-    def flax_kernels(norm):
-        def body(module, width, x):
-            return nn.relu(norm()(conv(8, bias_init=nn.initializers.zeros)(x))).mean((1, 2))
-
-        class Zero(Model):
-            @nn.compact
-            def __call__(self, x):
-                return dense(2, bias_init=nn.initializers.zeros)(self.body(self, self.width, x))
-
-        return infnet_flax.kernel_fn(Zero(body, 8), x)(x, None, ("nngp", "ntk"))
-
-    pairs = [
-        (lambda: hk.LayerNorm(-1, True, True), lambda: nn.LayerNorm(epsilon=1e-5)),
-        (lambda: hk.RMSNorm(-1), lambda: nn.RMSNorm(epsilon=1e-5)),
-        (lambda: hk.GroupNorm(2), lambda: nn.GroupNorm(2, epsilon=1e-5)),
-    ]
-    for of_haiku, of_flax in pairs:
-        for one, two in zip(haiku_kernels(of_haiku), flax_kernels(of_flax), strict=True):
-            np.testing.assert_allclose(one, two, rtol=1e-5)
 
 
 def test_norm_of_concatenated_branches():

@@ -11,14 +11,13 @@ import pytest
 from flax.linen import initializers as flax_init
 from jax import numpy as jnp
 
-from infnet.errors import InputError, PriorError
+from infnet.errors import PriorError
 from infnet.priors import (
     Prior,
     Unreadable,
     check_readable,
     infer_priors,
     override_priors,
-    path_name,
 )
 
 # Standard normal truncated at ±2: 1 - 2·2φ(2)/(2Φ(2)-1), and E z⁴ = 3 E z² - 2·8φ(2)/(2Φ(2)-1).
@@ -129,38 +128,6 @@ def test_delta_orthogonal():
     assert np.shape(prior.std) == (3, 3, 1, 1)
     assert_prior(prior, 0.0, expected, np.where(expected > 0, -6 / 34, 0))
     assert_sampled(prior, function(jax.random.key(0), (3, 3, 20, 32)))
-
-
-@pytest.mark.parametrize("x64", [False, True])
-def test_haiku_initializers(x64):
-    hk = pytest.importorskip("haiku")
-    shape = (60, 80)
-    cases = {
-        "constant": (hk.initializers.Constant(0.3), 0.3, 0.0, 0.0),
-        "normal": (hk.initializers.RandomNormal(0.2, 0.1), 0.1, 0.2, 0.0),
-        "truncated": (hk.initializers.TruncatedNormal(0.2, 0.1), 0.1, 0.2 * VAR2**0.5, KURT2),
-        "uniform": (hk.initializers.RandomUniform(-0.1, 0.5), 0.2, 0.6 / 12**0.5, -1.2),
-        "scaling": (
-            hk.initializers.VarianceScaling(2.0, "fan_avg", "uniform"),
-            *scaled(2.0, "fan_avg", "uniform", shape),
-        ),
-        "orthogonal": (hk.initializers.Orthogonal(), 0.0, 1 / 80**0.5, -6 / 82),
-        "identity": (hk.initializers.Identity(), np.eye(*shape), 0.0, 0.0),
-    }
-    with jax.enable_x64(x64):
-
-        def forward():
-            for name, (function, *_) in cases.items():
-                dtype = jnp.float64 if x64 else jnp.float32
-                hk.get_parameter(name, shape, dtype, init=function)
-
-        init = hk.transform(forward).init
-        priors, draws = infer_priors(init), jax.jit(init)(jax.random.PRNGKey(0))
-    assert jax.tree.structure(priors, is_leaf=lambda x: isinstance(x, Prior)) == jax.tree.structure(draws)
-    for name, (_, *expected) in cases.items():
-        assert_prior(priors["~"][name], *expected)
-        if name != "orthogonal" and not x64:
-            assert_sampled(priors["~"][name], draws["~"][name])
 
 
 def split(key):
@@ -453,49 +420,3 @@ def test_errors_of_init_pass():
 
     with pytest.raises(RuntimeError, match="user's own"):
         infer_priors(init)
-
-
-# Overrides.
-
-
-PRIORS = {
-    "params": {
-        "Dense_0": {"kernel": Prior(0.0, 1.0), "bias": Prior(0.0, 0.0)},
-        "Dense_1": {"kernel": Unreadable("no", (), "float32"), "bias": Prior(0.0, 0.0)},
-    },
-    "batch_stats": {"mean": Prior(0.0, 0.0)},
-}
-
-
-def test_override_by_path():
-    new = Prior(1.0, 2.0, 3.0)
-    for pattern in ("Dense_1/kernel", "params/Dense_1/kernel", "*_1/ker*"):
-        priors = override_priors(PRIORS, {pattern: new})
-        assert priors["params"]["Dense_1"]["kernel"] == new
-        assert priors["params"]["Dense_0"] == PRIORS["params"]["Dense_0"]
-        check_readable(priors)
-
-
-def test_override_by_glob_the_last_counts():
-    priors = override_priors(PRIORS, {"*": Prior(0.0, 3.0), "*/bias": Prior(0.0, 0.5)})
-    stds = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(priors)}
-    assert stds["params/Dense_1/bias/std"] == 0.5
-    assert stds["batch_stats/mean/std"] == 3.0
-
-
-def test_override_errors():
-    with pytest.raises(InputError, match=r"did you mean.*params/Dense_0/kernel"):
-        override_priors(PRIORS, {"Dense_0/kernle": Prior(0.0, 1.0)})
-    with pytest.raises(InputError, match=r"infnet\.Prior"):
-        override_priors(PRIORS, {"*": 1.0})
-    with pytest.raises(InputError, match="negative"):
-        override_priors(PRIORS, {"*": Prior(0.0, -1.0)})
-    with pytest.raises(InputError, match="not finite"):
-        override_priors(PRIORS, {"*": Prior(np.array([0.0, np.nan]), 1.0)})
-
-
-def test_prior_is_a_pytree():
-    prior = Prior(0.0, np.ones((3, 1)))
-    doubled = jax.tree.map(lambda x: 2 * x, prior)
-    np.testing.assert_array_equal(doubled.std, 2 * prior.std)
-    assert jax.tree.leaves(prior)[2] == 0.0

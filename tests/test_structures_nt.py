@@ -20,12 +20,9 @@ def references():
 
 
 @pytest.fixture(autouse=True)
-def float64_without_optimisation():
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
+def float64(unoptimised):
     with jax.enable_x64(True):
         yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 RUNS = [(name, p) for name, case in CASES.items() for p in UNITS if case.both or p == "as_model"]
