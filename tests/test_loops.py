@@ -117,6 +117,7 @@ def assert_same_layer_by_layer(make, x=X1):
         np.testing.assert_allclose(a, b, rtol=2e-6)
 
 
+@pytest.mark.usefixtures("unoptimised")
 @pytest.mark.parametrize("block", [Plain, Residual, Attention, Convolution, Gate, Alternating])
 def test_loops_compute_what_the_layers_do(block):
     assert_same_layer_by_layer(lambda: infnet_flax.kernel_fn(Stack(block), X1))
@@ -159,6 +160,7 @@ def test_layers_with_laws_of_their_own():
     assert len({float(g) for g in found[1]}) == DEPTH + 1  # every layer has its own derivative
 
 
+@pytest.mark.usefixtures("unoptimised")
 def test_recurrent_networks_read_at_their_last_step():
     """The same weights at every step, and each step reads inputs of its own."""
     x = np.random.RandomState(3).standard_normal((3, DEPTH + 3, 5)).astype(np.float32)
@@ -171,6 +173,7 @@ def test_recurrent_networks_read_at_their_last_step():
     assert_same_layer_by_layer(lambda: infnet_flax.kernel_fn(Network(), x), x)
 
 
+@pytest.mark.usefixtures("unoptimised")
 def test_dropout_in_every_layer():
     class Block(nn.Module):
         @nn.compact
@@ -181,6 +184,7 @@ def test_dropout_in_every_layer():
     assert_same_layer_by_layer(lambda: infnet_flax.kernel_fn(Stack(Block), X1, **options))
 
 
+@pytest.mark.usefixtures("unoptimised")
 def test_known_arrays_of_every_step():
     """Each step multiplies by a column of a mask, and by numbers that are constants of its own."""
     masks = np.random.RandomState(4).uniform(0.2, 1, (3, 9)).astype(np.float32)
@@ -198,6 +202,7 @@ def test_known_arrays_of_every_step():
     assert_same_layer_by_layer(lambda: infnet_flax.kernel_fn(Network(), (x, masks)), (x, masks))
 
 
+@pytest.mark.usefixtures("unoptimised")
 @pytest.mark.parametrize("differing", ["relu and tanh", "scales", "widths"])
 def test_layers_that_differ_are_not_taken_for_alike(differing):
     """Every second, third ... layer differs in a number or a function, without a period."""
@@ -240,6 +245,7 @@ def test_where_a_deep_network_overflows_is_found():
         infnet.kernel_fn(apply_dense, priors, np.ones((2, 8), np.float32))(np.ones((2, 8), np.float32), get="nngp")
 
 
+@pytest.mark.usefixtures("unoptimised")
 def test_the_error_of_every_layer_of_a_loop_counts():
     """The bound on the error of series is the largest of all layers, inside of loops too."""
     x, other = X1[:, :1], X1[::-1, 1:2]
