@@ -41,6 +41,7 @@ def priors(*shapes):
 
 MODELS = {
     "dense": (dense, priors((4, 16), (16, 16), (16, 1)), (4,)),
+    "deep": (dense, priors((4, 16), *[(16, 16)] * 10, (16, 1)), (4,)),
     "convolutional": (convolutional, priors((3, 3, 2, 16), (16, 1)), (4, 4, 2)),
 }
 

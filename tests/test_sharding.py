@@ -10,8 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 N = 64  # examples, as in sharded_kernels.py
-CASES = ["dense 262144 x2", "dense 512 x2", "dense 512 x1", "convolutional 8192 x1"]
-INPUT_SIZE = {"dense": 4, "convolutional": 32}
+CASES = ["dense 262144 x2", "dense 512 x2", "dense 512 x1", "deep 512 x1", "convolutional 8192 x1"]
+INPUT_SIZE = {"dense": 4, "deep": 4, "convolutional": 32}
 
 
 @pytest.fixture(scope="module")
