@@ -18,9 +18,15 @@ import infnet_flax
 from infnet.errors import NumericalError
 from infnet.schedule import Loop
 
-DEPTH, WIDTH = 7, 32
-X1 = np.random.RandomState(0).standard_normal((3, 4, 6)).astype(np.float32)
+DEPTH, WIDTH = 9, 32
+X1 = np.random.RandomState(0).standard_normal((3, 4, 6))
 NAMES = ("nngp", "ntk")
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    with jax.enable_x64(True):
+        yield
 
 
 class Stack(nn.Module):
@@ -114,7 +120,7 @@ def assert_same_layer_by_layer(make, x=X1):
         assert not loops(plain)
         wanted = plain(x, get=NAMES)
     for a, b in zip(found, wanted, strict=True):
-        np.testing.assert_allclose(a, b, rtol=2e-6)
+        np.testing.assert_allclose(a, b, rtol=1e-12)
 
 
 @pytest.mark.usefixtures("unoptimised")
@@ -134,20 +140,20 @@ def apply_dense(params, x):
 
 
 def priors_of(stds, width=8):
-    return [infnet.Prior(0.0, s, shape=(width, width), dtype=jnp.float32) for s in stds]
+    return [infnet.Prior(0.0, s, shape=(width, width), dtype=jnp.float64) for s in stds]
 
 
 def test_layers_with_laws_of_their_own():
     """One loop over parameters of different standard deviations and learning rates, and its derivative in them."""
     stds = np.linspace(0.3, 0.6, DEPTH + 1)
-    x = np.random.RandomState(2).standard_normal((3, 8)).astype(np.float32)
+    x, other = np.random.RandomState(2).standard_normal((2, 3, 8))
     rates = list(np.linspace(0.5, 2, DEPTH + 1))
 
     def kernel():
         return infnet.kernel_fn(apply_dense, priors_of(stds), x, lr_scale=rates)
 
     def total(h, k):
-        return sum(v.sum() for v in k.with_hyperparameters(h)(x, x[::-1], get=NAMES))
+        return sum(v.sum() for v in k.with_hyperparameters(h)(x, other, get=NAMES))
 
     made = kernel()
     assert len(loops(made)) == 1
@@ -156,19 +162,19 @@ def test_layers_with_laws_of_their_own():
         plain = kernel()
         wanted = jax.value_and_grad(total)(plain.hyperparameters, plain)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5)
+        np.testing.assert_allclose(a, b, rtol=1e-11)
     assert len({float(g) for g in found[1]}) == DEPTH + 1  # every layer has its own derivative
 
 
 @pytest.mark.usefixtures("unoptimised")
 def test_recurrent_networks_read_at_their_last_step():
     """The same weights at every step, and each step reads inputs of its own."""
-    x = np.random.RandomState(3).standard_normal((3, DEPTH + 3, 5)).astype(np.float32)
+    x = np.random.RandomState(3).standard_normal((3, DEPTH + 3, 5))
 
     class Network(nn.Module):
         @nn.compact
         def __call__(self, x):
-            return nn.Dense(2)(nn.RNN(nn.SimpleCell(WIDTH, activation_fn=nn.relu))(x)[:, -1])
+            return nn.Dense(2)(nn.RNN(nn.SimpleCell(WIDTH, activation_fn=nn.relu, param_dtype=float))(x)[:, -1])
 
     assert_same_layer_by_layer(lambda: infnet_flax.kernel_fn(Network(), x), x)
 
@@ -187,14 +193,14 @@ def test_dropout_in_every_layer():
 @pytest.mark.usefixtures("unoptimised")
 def test_known_arrays_of_every_step():
     """Each step multiplies by a column of a mask, and by numbers that are constants of its own."""
-    masks = np.random.RandomState(4).uniform(0.2, 1, (3, 9)).astype(np.float32)
+    masks = np.random.RandomState(4).uniform(0.2, 1, (3, 9))
 
     class Network(nn.Module):
         @nn.compact
         def __call__(self, x, masks):
             h = dense(WIDTH)(x)
             for n in range(9):
-                signs = jnp.asarray(np.sign(np.sin(np.arange(WIDTH) + n)), jnp.float32)
+                signs = jnp.asarray(np.sign(np.sin(np.arange(WIDTH) + n)))
                 h = h + masks[:, n, None] * dense(WIDTH)(signs * nn.relu(h))
             return dense(2)(h)
 
@@ -216,14 +222,14 @@ def test_layers_that_differ_are_not_taken_for_alike(differing):
         return x @ params[-1]
 
     shapes = zip([6, *widths], [*widths, 2], strict=True)
-    priors = [infnet.Prior(0.0, 0.3, shape=shape, dtype=jnp.float32) for shape in shapes]
+    priors = [infnet.Prior(0.0, 0.3, shape=shape, dtype=jnp.float64) for shape in shapes]
     x = X1[:, 0]
     with mock.patch("infnet.schedule.FEWEST", 2):
         found = infnet.kernel_fn(apply, priors, x)(x, get=NAMES)
     with layer_by_layer():
         wanted = infnet.kernel_fn(apply, priors, x)(x, get=NAMES)
     for a, b in zip(found, wanted, strict=True):
-        np.testing.assert_allclose(a, b, rtol=2e-6)
+        np.testing.assert_allclose(a, b, rtol=1e-12)
 
 
 @pytest.mark.parametrize("scanned", [True, False])
@@ -240,9 +246,9 @@ def test_what_is_compiled_does_not_grow_with_the_depth(scanned):
 
 
 def test_where_a_deep_network_overflows_is_found():
-    priors = priors_of([40.0] * 60)
+    priors = priors_of([1e4] * 60)
     with pytest.raises(NumericalError, match="not finite from this layer on"):
-        infnet.kernel_fn(apply_dense, priors, np.ones((2, 8), np.float32))(np.ones((2, 8), np.float32), get="nngp")
+        infnet.kernel_fn(apply_dense, priors, np.ones((2, 8)))(np.ones((2, 8)), get="nngp")
 
 
 @pytest.mark.usefixtures("unoptimised")
@@ -252,6 +258,6 @@ def test_the_error_of_every_layer_of_a_loop_counts():
     found = infnet_flax.kernel_fn(Stack(Series), x)(x, other)
     with layer_by_layer():
         wanted = infnet_flax.kernel_fn(Stack(Series), x)(x, other)
-    np.testing.assert_allclose(found.error, wanted.error, rtol=1e-5)
-    np.testing.assert_allclose(found.ntk, wanted.ntk, rtol=2e-6)
+    np.testing.assert_allclose(found.error, wanted.error, rtol=1e-11)
+    np.testing.assert_allclose(found.ntk, wanted.ntk, rtol=1e-12)
     assert found.error > 0
