@@ -50,6 +50,7 @@ def float64():
 
 
 X = np.random.RandomState(0).standard_normal((3, TOKENS, 5))
+X2 = np.random.RandomState(1).standard_normal((2, TOKENS, 5))
 ALL = np.ones((TOKENS, TOKENS))
 
 
@@ -60,17 +61,17 @@ def kernels(function=lambda scores: scores, **options):
         return attention(x, width, function, **options).mean(1)
 
     settings = {"trainable": lambda path: "bias" not in path, "parameterization": "ntk", "call_kwargs": DROPOUT}
-    return infnet_flax.kernel_fn(Model(body, 8), X, **settings)(X, X[:2], ("nngp", "ntk"))
+    return infnet_flax.kernel_fn(Model(body, 8), X, **settings)(X, X2, ("nngp", "ntk"))
 
 
 def by_hand(mask=ALL, relu=False):
     """The kernels of `kernels`, by the formulas in `infnet.rules.heads` over all pairs of pairs of positions."""
-    t = np.einsum("aic,bjc->abij", X, X[:2]) / 5
+    t = np.einsum("aic,bjc->abij", X, X2) / 5
     q = t + 0.3**2
     scores = np.einsum("abtT,absS->abtTsS", q, q)
     of_scores = np.einsum("abtT,absS->abtTsS", t, q) + np.einsum("abtT,absS->abtTsS", q, t)
     if relu:
-        own = (np.einsum("aic,aic->ai", x, x) / 5 + 0.3**2 for x in (X, X[:2]))
+        own = (np.einsum("aic,aic->ai", x, x) / 5 + 0.3**2 for x in (X, X2))
         own1, own2 = (np.einsum("at,as->ats", one, one) for one in own)
         own1, own2 = own1[:, None, :, None, :, None], own2[None, :, None, :, None, :]
         scores, slope = relu_kernels(scores, own1, own2)
