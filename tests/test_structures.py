@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from finite import flat
 from flax import linen as nn
+from recurrence import relu_moments
 from zoo import settings
 
 import infnet_flax
@@ -327,18 +328,42 @@ def test_preprocessing_is_ordinary_jax():
     np.testing.assert_allclose(kernels(standardised)[1], expected.ntk, rtol=1e-12)
 
 
-def test_one_and_three_dimensional_convolutions():
-    for shape, window in (((9, 2), (3,)), ((4, 4, 5, 2), (3, 2, 3))):
-        x = RNG.randn(2, *shape)
-        model = nn.Sequential(
-            [nn.Conv(8, window, **settings(jnp.float64)), nn.relu, nn.Conv(3, window, **settings(jnp.float64))]
-        )
-        kernel = infnet_flax.kernel_fn(model, x)(x)
-        assert kernel.nngp.shape == (2, 2, *(n for n in shape[:-1] for _ in range(2)))
-        swapped = kernel.ntk
-        for axis in range(2, swapped.ndim, 2):
-            swapped = np.swapaxes(swapped, axis, axis + 1)
-        np.testing.assert_allclose(kernel.ntk, np.swapaxes(swapped, 0, 1), rtol=1e-10)
+def shifts(sizes, window):
+    """For each element of a window, the matrix that takes positions to their neighbours there; zeros are padded."""
+    positions = list(np.ndindex(*sizes))
+    for element in np.ndindex(*window):
+        offset = np.array(element) - (np.array(window) - 1) // 2
+        yield np.array([[tuple(np.add(i, offset)) == j for j in positions] for i in positions], float)
+
+
+def two_convolutions(x1, x2, window):
+    """NNGP and NTK of Conv, relu, Conv with 8 channels between, (n1, n2, i, j) over all pairs of positions."""
+    sizes = x1.shape[1:-1]
+    neighbours = list(shifts(sizes, window))
+    flat1, flat2 = (x.reshape(len(x), -1, x.shape[-1]) for x in (x1, x2))
+
+    def conv(k):
+        return 0.25 * sum(m @ k @ m.T for m in neighbours)
+
+    def first(x, z):
+        return conv(np.einsum("aic,bjc->abij", x, z)) + 0.09
+
+    q1, q2 = (np.einsum("aaii->ai", first(x, x)) for x in (flat1, flat2))
+    s = first(flat1, flat2)
+    k, kdot = relu_moments(s, q1[:, None, :, None], q2[None, :, None, :])
+    nngp = conv(8 * k) + 0.09
+    return nngp, nngp + conv(8 * kdot * s)
+
+
+@pytest.mark.parametrize(("sizes", "window"), [((9,), (3,)), ((9,), (4,)), ((3, 4, 3), (3, 2, 3))])
+def test_one_and_three_dimensional_convolutions(sizes, window):
+    x1, x2 = RNG.randn(2, *sizes, 2), RNG.randn(2, *sizes, 2)
+    options = {"kernel_init": nn.initializers.normal(0.5), "bias_init": nn.initializers.normal(0.3)}
+    first, second = (nn.Conv(width, window, param_dtype=jnp.float64, **options) for width in (8, 3))
+    kernel = infnet_flax.kernel_fn(nn.Sequential([first, nn.relu, second]), x1, parameterization="ntk")(x1, x2)
+    pairs = [axis for k in range(len(sizes)) for axis in (2 + k, 2 + len(sizes) + k)]
+    for found, wanted in zip((kernel.nngp, kernel.ntk), two_convolutions(x1, x2, window), strict=True):
+        np.testing.assert_allclose(found, wanted.reshape(2, 2, *sizes, *sizes).transpose(0, 1, *pairs), rtol=1e-10)
 
 
 def test_delta_orthogonal_filters_have_variance_in_the_centre_only():
