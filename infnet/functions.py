@@ -49,13 +49,13 @@ class Functions:
                     return equation.where
         return self._producer[var].where
 
-    def recognised(self, base: int, var: int) -> Activation:
+    def recognised(self, base: int, var: int, where: Where) -> Activation:
         """What `var` is as a function of `base`; one that was met before is not recognised again.
 
         Raises:
-            UnsupportedError: its kernels are not known.
+            UnsupportedError: its kernels are not known; the error points to `where`.
         """
-        where, key = self.where(base, var), self._description(base, var)
+        key = self._description(base, var)
         if key not in self._recognised:
             self._recognised[key] = recognise(self._jaxpr(base, var), where)
         found = self._recognised[key]

@@ -195,7 +195,7 @@ class Reader:
         where = self._functions.where(base, var)
         activation: Activation | UnsupportedError
         try:
-            activation = self._functions.recognised(base, var)
+            activation = self._functions.recognised(base, var, where)
         except UnsupportedError as error:
             activation = error
         return self.elementwise(node, activation, where)

@@ -232,6 +232,39 @@ def test_layers_that_differ_are_not_taken_for_alike(differing):
         np.testing.assert_allclose(a, b, rtol=1e-12)
 
 
+def convolved(h, *window):
+    return nn.Conv(WIDTH, window, param_dtype=float)(nn.relu(h))
+
+
+LAYERS = [
+    lambda h: dense(WIDTH)(nn.relu(h)),
+    lambda h: dense(WIDTH)(1.25 * nn.relu(h)),
+    lambda h: h + dense(WIDTH)(nn.relu(h)),
+    lambda h: dense(WIDTH)(nn.LayerNorm()(nn.relu(h))),
+    lambda h: convolved(h, 2),
+    lambda h: convolved(h, 3),
+]
+
+
+@pytest.mark.usefixtures("unoptimised")
+@pytest.mark.parametrize("seed", range(4))
+def test_stacks_at_random(seed):
+    """Nine layers of two kinds in any order; every repetition, of whatever length, is a loop."""
+    rng = np.random.RandomState(seed)
+    kinds = rng.choice(len(LAYERS), 2, replace=False)[rng.randint(0, 2, 9)]
+
+    class Network(nn.Module):
+        @nn.compact
+        def __call__(self, h):
+            h = dense(WIDTH)(h)
+            for kind in kinds:
+                h = LAYERS[kind](h)
+            return dense(2)(h.mean(1))
+
+    with mock.patch("infnet.schedule.FEWEST", 2):
+        assert_same_layer_by_layer(lambda: infnet_flax.kernel_fn(Network(), X1))
+
+
 @pytest.mark.parametrize("scanned", [True, False])
 def test_what_is_compiled_does_not_grow_with_the_depth(scanned):
     def size(depth):
