@@ -217,7 +217,7 @@ def test_layers_that_differ_are_not_taken_for_alike(differing):
 
     def apply(params, x):
         for n, w in enumerate(params[:-1]):
-            x = x @ w * (1.25 if differing == "scales" and n in odd else 1.0)
+            x = x @ w * (1.25 if differing == "scales" and n in odd else 0.8)
             x = jnp.tanh(x) if differing == "relu and tanh" and n in odd else jax.nn.relu(x)
         return x @ params[-1]
 
@@ -236,29 +236,32 @@ def convolved(h, *window):
     return nn.Conv(WIDTH, window, param_dtype=float)(nn.relu(h))
 
 
-LAYERS = [
-    lambda h: dense(WIDTH)(nn.relu(h)),
-    lambda h: dense(WIDTH)(1.25 * nn.relu(h)),
-    lambda h: h + dense(WIDTH)(nn.relu(h)),
-    lambda h: dense(WIDTH)(nn.LayerNorm()(nn.relu(h))),
-    lambda h: convolved(h, 2),
-    lambda h: convolved(h, 3),
-]
+# Pairs of layers whose plans differ in no more than a number, a window or a function.
+ALIKE = {
+    "coefficients": (
+        lambda h: h + 1.25 * dense(WIDTH)(nn.relu(h)),
+        lambda h: h + 0.8 * dense(WIDTH)(nn.relu(h)),
+    ),
+    "windows": (lambda h: convolved(h, 2), lambda h: convolved(h, 3)),
+    "functions": (lambda h: dense(WIDTH)(nn.relu(h)), lambda h: dense(WIDTH)(nn.leaky_relu(h, 0.3))),
+    "norms": (
+        lambda h: dense(WIDTH)(nn.LayerNorm(epsilon=0.5)(nn.relu(h))),
+        lambda h: dense(WIDTH)(nn.LayerNorm(epsilon=0.1)(nn.relu(h))),
+    ),
+}
 
 
 @pytest.mark.usefixtures("unoptimised")
-@pytest.mark.parametrize("seed", range(4))
-def test_stacks_at_random(seed):
-    """Nine layers of two kinds in any order; every repetition, of whatever length, is a loop."""
-    rng = np.random.RandomState(seed)
-    kinds = rng.choice(len(LAYERS), 2, replace=False)[rng.randint(0, 2, 9)]
+@pytest.mark.parametrize("name", ALIKE)
+def test_layers_that_are_nearly_alike(name):
+    """Two kinds of layers in an order with runs of each and alternations; every repetition of two is a loop."""
 
     class Network(nn.Module):
         @nn.compact
         def __call__(self, h):
             h = dense(WIDTH)(h)
-            for kind in kinds:
-                h = LAYERS[kind](h)
+            for kind in (0, 0, 0, 0, 1, 1, 1, 0, 1, 0, 1):
+                h = ALIKE[name][kind](h)
             return dense(2)(h.mean(1))
 
     with mock.patch("infnet.schedule.FEWEST", 2):
