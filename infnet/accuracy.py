@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 
 import jax
@@ -14,7 +14,7 @@ from infnet.activations.series import SeriesActivation
 from infnet.computation import Computation
 from infnet.context import Weights
 from infnet.errors import NumericalError, UnsupportedError
-from infnet.execute import example_values, steps_one_by_one
+from infnet.execute import Given, example_values, steps_one_by_one
 from infnet.nodes import Elementwise
 from infnet.plan import Ask, AskKnown, Moments, Plan, variance
 from infnet.results import Results
@@ -64,42 +64,38 @@ def _series(computation: Computation, node: Elementwise) -> SeriesActivation:
     return activation
 
 
-def largest_variances(
-    computation: Computation, plan: Plan, weights: Weights, x: Sequence[jax.Array]
-) -> dict[int, float]:
+def largest_variances(computation: Computation, plan: Plan, weights: Weights, x: Given) -> dict[int, float]:
     """The largest second moment of the argument of each series, over examples and positions."""
     nodes = series_nodes(plan)
 
     schedule = computation.schedule(plan)
 
-    def of_example(leaves: Sequence[jax.Array]) -> list[jax.Array]:
+    def of_example(given: Given) -> list[jax.Array]:
         context = computation.context(weights)
-        values = example_values(schedule, computation.program.trace, context, 1, leaves)
+        values = example_values(schedule, computation.program.trace, context, 1, given)
         results = Results(plan, schedule.places, {1: values})
         blocks = [results.read(variance(n.operand, 1)) for n in nodes]
         return [jnp.zeros(()) if b is None or b.s is None else b.s.max(initial=0) for b in blocks]
 
-    if not nodes or not len(x[0]):
+    if not nodes or not len(jax.tree.leaves(x)[0]):
         return {n.index: 0.0 for n in nodes}
-    found = jax.jit(jax.vmap(of_example))(list(x))
+    found = jax.jit(jax.vmap(of_example))(x)
     return {n.index: float(np.nanmax(np.asarray(q), initial=0)) for n, q in zip(nodes, found, strict=True)}
 
 
-def raise_not_finite(
-    computation: Computation, plan: Plan, weights: Weights, x1: Sequence[jax.Array], x2: Sequence[jax.Array]
-) -> None:
+def raise_not_finite(computation: Computation, plan: Plan, weights: Weights, given: Mapping[int, Given]) -> None:
     """Say in which layer a pair of finite examples first gave a number that is not finite.
 
     Args:
         computation, plan: of pairs of examples.
         weights: laws of the parameters.
-        x1, x2: the leaves of one example each.
+        given: one example of x1 (1), one of x2 (2), and the moments of the pair (0) if the input is random itself.
 
     Raises:
         NumericalError: always.
     """
     context = computation.context(weights)
-    for step, result in steps_one_by_one(plan, computation.program.trace, context, {1: x1, 2: x2}):
+    for step, result in steps_one_by_one(plan, computation.program.trace, context, given):
         moments = [m for m in result if m is not None] if isinstance(result, Moments) else [result]
         if all(m is None or bool(jnp.isfinite(m).all()) for m in moments):
             continue

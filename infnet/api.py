@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cache
+from operator import itemgetter
 from typing import Any
 
 import jax
@@ -15,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from infnet.accuracy import largest_variances, raise_not_finite, series_nodes, settled
-from infnet.arguments import NAMES, Inputs, learning_rates, names_of, one_of, positive
+from infnet.arguments import NAMES, InputKind, Inputs, kind_of, learning_rates, names_of, one_of, positive
 from infnet.computation import Computation
 from infnet.context import Weights
 from infnet.errors import InputError, NumericalError
+from infnet.execute import Given
 from infnet.explain import Explanation, explain
 from infnet.float64 import in_float64
 from infnet.kernel import Kernel
@@ -54,6 +56,7 @@ def kernel_fn(
         priors: pytree of `Prior`, of the structure of `params` (see `infer_priors`).
         example_inputs: what `apply_fn` takes: one input (an array or a pytree of arrays, or of
             `jax.ShapeDtypeStruct`), or a tuple of several. Shapes and dtypes count, and for series the variances.
+            Or the `Kernel` of another model, for a model whose inputs are that one's outputs, channels last.
         parameterization: "as_model" for the NTK of the model as it is written, gradients with respect to the
             parameters themselves; "ntk" as if every weight were written as std * theta.
         trainable: which parameters are trained: a predicate on the path, a mapping from glob to bool, or a pytree of
@@ -110,15 +113,15 @@ class KernelFn:
         self._model = model
         self._weights = weights
         self._options = options
-        self._computations: dict[Any, Computation] = {}
-        self._variances: dict[Any, dict[int, float]] = {}
+        self._computations: dict[InputKind, Computation] = {}
+        self._variances: dict[InputKind, dict[int, float]] = {}
         self._compiled: dict[Any, Any] = {}
         self._error: float | None = None
         # What has no kernel is refused now, rather than at the first call.
-        dtypes = model.inputs.dtypes
-        self._computation(dtypes).plan(("nngp",), (1, 2))
+        kind = model.inputs.kind
+        self._computation(kind).plan(("nngp",), (1, 2))
         if model.inputs.values is not None:
-            self._settle(dtypes, model.inputs.values)
+            self._settle(kind, model.inputs.values)
 
     # Calling
 
@@ -126,7 +129,9 @@ class KernelFn:
         """The kernels between two sets of examples.
 
         Args:
-            x1: the input (a tuple of inputs if the model takes several), each leaf `(n1, ...)`.
+            x1: the input (a tuple of inputs if the model takes several), each leaf `(n1, ...)`. Or the `Kernel` of
+                another model, whose outputs are the inputs of this one, channels last: the kernels of both together,
+                where they have no parameters in common.
             x2: likewise `(n2, ...)`; None for x1 itself.
             get: "nngp" or "ntk" for an array `(n1, n2, *positions)`; a tuple of them for a namedtuple; None for a
                 `Kernel`. An output with positions keeps them, in natural order: `(n1, n2, h, h', w, w', ...)`;
@@ -139,41 +144,50 @@ class KernelFn:
             NumericalError: the inputs are finite, but a kernel is not; the error names the layer.
         """
         names = names_of(get)
+        if isinstance(x1, Kernel) and x2 is None:
+            return self._composed(x1, get, names)
         inputs1 = self._model.inputs.read(x1, "x1")
         inputs2 = inputs1 if x2 is None else self._model.inputs.read(x2, "x2")
-        dtypes, other = _dtypes(inputs1), _dtypes(inputs2)
-        if dtypes != other:
-            raise InputError(f"x1 and x2 have different dtypes: {dtypes} and {other}")
+        kind, other = kind_of(inputs1), kind_of(inputs2)
+        if kind != other:
+            raise InputError(f"x1 and x2 have different dtypes: {kind.dtypes} and {other.dtypes}")
         sharded = _may_be_sharded([*inputs1, *inputs2])
 
         def make(computation: Computation) -> Callable[..., Any]:
             return computation.matrix(names, symmetric=x2 is None, sharded=sharded)
 
-        values = self._run(("matrix", names, x2 is None, sharded), make, dtypes, inputs1, inputs2)
-        if get is None:
-            return self._tree_of(self._kernels(values, dtypes))
-        return self._picked(values, get, names)
+        values = self._run(("matrix", names, x2 is None, sharded), make, kind, inputs1, inputs2)
+        return self._picked(values, kind, get, names)
+
+    def _composed(self, kernel: Kernel, get: Any, names: tuple[str, ...]) -> Any:
+        kind, moments = self._model.inputs.moments(kernel, self.parameterization)
+        values = self._run(("composed", names), lambda c: c.composed(names), kind, *moments)
+        return self._picked({**values, "error": jnp.maximum(values["error"], kernel.error)}, kind, get, names)
 
     def diag(self, x: PyTree, get: Any = None) -> Any:
         """The kernels of each example with itself, `(n, *positions)`: as the diagonal of `k(x)`, without n^2 work."""
-        names = names_of(get) if get is not None else NAMES
+        names = names_of(NAMES if get is None else get)
         inputs = self._model.inputs.read(x, "x")
-        values = self._run(("diagonal", names), lambda c: c.diagonal(names), _dtypes(inputs), inputs)
-        return self._picked(values, get, names)
+        kind = kind_of(inputs)
+        values = self._run(("diagonal", names), lambda c: c.diagonal(names), kind, inputs)
+        return self._picked(values, kind, names if get is None else get, names)
 
-    def _picked(self, values: Mapping[str, Any], get: Any, names: Sequence[str]) -> PyTree:
-        """The kernels that `get` asks for, in the structure of the outputs."""
+    def _picked(self, values: Mapping[str, Any], kind: InputKind, get: Any, names: Sequence[str]) -> PyTree:
+        """What `get` asks for, in the structure of the outputs."""
+        if get is None:
+            return self._tree_of(self._kernels(values, kind))
         if isinstance(get, str):
             return self._tree_of(values[get])
         rows = zip(*(values[n] for n in names), strict=True)
         return self._tree_of([_namedtuple(tuple(names))(*arrays) for arrays in rows])
 
-    def _kernels(self, values: Mapping[str, Any], dtypes: tuple[Any, ...]) -> list[Kernel]:
-        pairs = self._computation(dtypes).program.outputs
-        arrays = zip(*(values[n] for n in names_of(None)), strict=True)
+    def _kernels(self, values: Mapping[str, Any], kind: InputKind) -> list[Kernel]:
+        pairs, names = self._computation(kind).program.outputs, names_of(None)
+        rows = zip(*(values[n] for n in names), strict=True)
+        own = {"error": values["error"], "parameterization": self.parameterization}
         return [
-            Kernel(nngp, ntk, cov1, cov2, values["error"], pair.one.width, self.parameterization)
-            for pair, (nngp, ntk, cov1, cov2) in zip(pairs, arrays, strict=True)
+            Kernel(**dict(zip(names, arrays, strict=True)), **own, width=pair.one.width, law=pair.law)
+            for pair, arrays in zip(pairs, rows, strict=True)
         ]
 
     def _tree_of(self, kernels: Sequence[Any]) -> PyTree:
@@ -181,7 +195,7 @@ class KernelFn:
 
     def explain(self) -> Explanation:
         """A printable table: one row per step of the kernel computation, in order."""
-        computation, model = self._computation(self._model.inputs.dtypes), self._model
+        computation, model = self._computation(self._model.inputs.kind), self._model
         return explain(computation, model.paths, model.priors, self._options.precision, self._error)
 
     # Hyperparameters
@@ -211,7 +225,7 @@ class KernelFn:
         for path, new, prior in zip(self._model.paths, stds, self._model.priors, strict=True):
             if np.shape(new) != np.shape(prior.std):
                 raise InputError(f"the std of {path!r} has shape {np.shape(prior.std)}, not {np.shape(new)}")
-        for leaf in self._computation(self._model.inputs.dtypes).program.fixed_scales:
+        for leaf in self._computation(self._model.inputs.kind).program.fixed_scales:
             if not isinstance(stds[leaf], jax.core.Tracer) and np.any(np.asarray(stds[leaf])):
                 raise InputError(
                     f"{self._model.paths[leaf]!r} multiplies a feature and starts as a constant; with a standard "
@@ -233,72 +247,75 @@ class KernelFn:
         self,
         key: tuple[Any, ...],
         make: Callable[[Computation], Callable[..., Any]],
-        dtypes: tuple[Any, ...],
-        *inputs: Sequence[jax.Array],
-    ) -> dict[str, jax.Array]:
-        """Compile, compute, and check what outside of `jit` can be checked."""
+        kind: InputKind,
+        *inputs: Given,
+    ) -> dict[str, Any]:
+        """Compile, compute, and check what outside of `jit` can be checked.
+
+        `inputs`: x1, x2, and the pairs of them if the input is random itself.
+        """
         traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((self._weights, inputs)))
         if not traced:
-            self._settle_at_first(dtypes, inputs[0])
-        values = self._compute(key, make, dtypes, inputs)
+            self._settle_at_first(kind, inputs[0])
+        values = self._compute(key, make, kind, inputs)
         if not traced and float(values["error"]) > self._options.tol:
-            for x in inputs:
-                self._settle(dtypes, x)
-            values = self._compute(key, make, dtypes, inputs)
+            for x in inputs[:2]:
+                self._settle(kind, x)
+            values = self._compute(key, make, kind, inputs)
             self._check_error(float(values["error"]))
         self._error = None if traced else float(values["error"])
         finite = values.pop("finite")
         if not traced and not finite:
-            self._raise_not_finite(values, dtypes, inputs)
+            self._raise_not_finite(values, kind, inputs)
         return values
 
     def _compute(
-        self, key: Any, make: Callable[[Computation], Callable[..., Any]], dtypes: tuple[Any, ...], inputs: Any
-    ) -> dict[str, jax.Array]:
-        computation = self._computation(dtypes)
-        key = (dtypes, *key, tuple(computation.activations.values()))
+        self, key: Any, make: Callable[[Computation], Callable[..., Any]], kind: InputKind, inputs: Any
+    ) -> dict[str, Any]:
+        computation = self._computation(kind)
+        key = (kind, *key, tuple(computation.activations.values()))
         if key not in self._compiled:
-            with self._float64(dtypes):
+            with self._float64(kind):
                 function = make(computation)
-            self._compiled[key] = jax.jit(in_float64(function) if self._widens(dtypes) else function)
+            self._compiled[key] = jax.jit(in_float64(function) if self._widens(kind) else function)
         return dict(self._compiled[key](self._weights, *inputs))
 
-    def _computation(self, dtypes: tuple[Any, ...]) -> Computation:
-        if dtypes not in self._computations:
-            with self._float64(dtypes):
-                program = self._model.program(dtypes, self._widens(dtypes))
+    def _computation(self, kind: InputKind) -> Computation:
+        if kind not in self._computations:
+            with self._float64(kind):
+                program = self._model.program(kind, self._widens(kind))
                 # Sums of products of half-precision inputs are formed in float32.
                 dtype = jnp.promote_types(program.trace.avals[program.trace.outputs[0]].dtype, jnp.float32)
-            self._computations[dtypes] = Computation(program, self.parameterization == "ntk", dtype)
-        return self._computations[dtypes]
+            self._computations[kind] = Computation(program, self.parameterization == "ntk", dtype)
+        return self._computations[kind]
 
-    def _widens(self, dtypes: tuple[Any, ...]) -> bool:
-        return self._options.precision == "highest" and jnp.float64 not in dtypes
+    def _widens(self, kind: InputKind) -> bool:
+        return self._options.precision == "highest" and jnp.float64 not in kind.dtypes
 
-    def _float64(self, dtypes: tuple[Any, ...]) -> AbstractContextManager[Any]:
-        return jax.enable_x64(True) if self._widens(dtypes) else nullcontext()
+    def _float64(self, kind: InputKind) -> AbstractContextManager[Any]:
+        return jax.enable_x64(True) if self._widens(kind) else nullcontext()
 
     # Series
 
-    def _settle_at_first(self, dtypes: tuple[Any, ...], x: Sequence[jax.Array]) -> None:
-        if dtypes not in self._variances:
-            given = self._model.inputs.values
-            self._settle(dtypes, x if given is None else given)
+    def _settle_at_first(self, kind: InputKind, x: Given) -> None:
+        if kind not in self._variances:
+            given = None if kind.law else self._model.inputs.values
+            self._settle(kind, x if given is None else given)
 
-    def _settle(self, dtypes: tuple[Any, ...], x: Sequence[jax.Array]) -> None:
+    def _settle(self, kind: InputKind, x: Given) -> None:
         """Give the series as many terms as the examples `x` need, and at least as many as they had."""
-        computation, known = self._computation(dtypes), self._variances.get(dtypes, {})
+        computation, known = self._computation(kind), self._variances.get(kind, {})
         plan = computation.plan(("nngp",), (1, 2))
         if not series_nodes(plan):
-            self._variances[dtypes] = {}
+            self._variances[kind] = {}
             return
-        with self._float64(dtypes):
+        with self._float64(kind):
             found = largest_variances(computation, plan, self._weights, x)
         given = self._options.q_max
         largest = {i: max(known.get(i, 0.0), q if given is None else given) for i, q in found.items()}
         activations = settled(computation, plan, self._options.tol, largest, MARGIN if given is None else 1.0)
-        self._computations[dtypes] = replace(computation, activations=activations)
-        self._variances[dtypes] = largest
+        self._computations[kind] = replace(computation, activations=activations)
+        self._variances[kind] = largest
 
     def _check_error(self, error: float) -> None:
         if error > self._options.tol:
@@ -309,25 +326,21 @@ class KernelFn:
                 '  remedy: precision="highest", a larger q_max=, smaller weights, or a larger tol='
             )
 
-    def _raise_not_finite(
-        self, values: Mapping[str, jax.Array], dtypes: tuple[Any, ...], inputs: Sequence[Sequence[jax.Array]]
-    ) -> None:
+    def _raise_not_finite(self, values: Mapping[str, Any], kind: InputKind, inputs: Sequence[Given]) -> None:
         kernels = [k for n in NAMES for k in values.get(n, []) if not bool(jnp.isfinite(k).all())]
-        bad = [np.argwhere(~np.isfinite(np.asarray(k)))[0] for k in kernels]
-        first = bad[0][: len(inputs)]
-        examples = [[x[i] for x in leaves] for leaves, i in zip(inputs, first, strict=True)]
-        with self._float64(dtypes):
-            computation = self._computation(dtypes)
-            raise_not_finite(computation, computation.plan(NAMES, (1, 2)), self._weights, examples[0], examples[-1])
+        first = np.argwhere(~np.isfinite(np.asarray(kernels[0])))[0]
+        x1, x2, *pairs = inputs if len(inputs) > 1 else (*inputs, *inputs)
+        i, j = first[0], first[len(inputs) > 1]
+        places = [(1, i, x1), (2, j, x2), *((0, (i, j), x) for x in pairs)]
+        examples = {side: jax.tree.map(itemgetter(place), x) for side, place, x in places}
+        with self._float64(kind):
+            computation = self._computation(kind)
+            raise_not_finite(computation, computation.plan(NAMES, (1, 2)), self._weights, examples)
 
 
 @cache
 def _namedtuple(names: tuple[str, ...]) -> Callable[..., Any]:
     return namedtuple("Kernels", names)
-
-
-def _dtypes(inputs: Sequence[jax.Array]) -> tuple[Any, ...]:
-    return tuple(x.dtype for x in inputs)
 
 
 def _may_be_sharded(inputs: Sequence[jax.Array]) -> bool:

@@ -6,13 +6,14 @@ import fnmatch
 import math
 from collections.abc import Mapping, Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from infnet.context import InputMoments
 from infnet.errors import InputError
-from infnet.kernel import Kernel
+from infnet.kernel import Kernel, Law
 
 PyTree = Any
 NAMES = ("nngp", "ntk")
@@ -21,7 +22,7 @@ NAMES = ("nngp", "ntk")
 def names_of(get: Any) -> tuple[str, ...]:
     """The kernels that `get` asks for."""
     if get is None:
-        return (*NAMES, "cov1", "cov2")
+        return (*NAMES, "cov1", "cov2", "mean1", "mean2")
     names = (get,) if isinstance(get, str) else tuple(get) if isinstance(get, tuple | list) else ()
     if not names or any(n not in NAMES for n in names) or len(set(names)) < len(names):
         raise InputError(f'get must be "nngp", "ntk", a tuple of them, or None for a Kernel, not {get!r}')
@@ -42,22 +43,62 @@ def positive(name: str, value: Any) -> float:
     return float(value)
 
 
+def example_args(example_inputs: PyTree) -> tuple[PyTree, ...]:
+    """The arguments of a model, after its parameters, of which its example inputs are an example.
+
+    Args:
+        example_inputs: one input, a tuple of several, or the `Kernel` of another model, whose output is the input.
+    """
+    if isinstance(example_inputs, Kernel):
+        return (example_inputs.example,)
+    return example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+
+
+def law_of(kernel: Kernel) -> Law:
+    """The law of an output that is the input of another model.
+
+    Raises:
+        InputError: it is not known.
+    """
+    if kernel.law is None:
+        raise InputError(
+            "this kernel does not say what law its output has (`law=None`), as the covariance of two different "
+            "outputs has none: give a model the kernel that another kernel function returned"
+        )
+    return kernel.law
+
+
+class InputKind(NamedTuple):
+    """What a program depends on besides the model.
+
+    Attributes:
+        dtypes: of the leaves of an example.
+        law: of an input that is random itself, as the output of another model is; None for data.
+    """
+
+    dtypes: tuple[Any, ...]
+    law: Law | None = None
+
+
 class Inputs:
     """The structure and shapes that a kernel function was made for."""
 
     def __init__(self, example_inputs: PyTree, batch_axis: int):
         self.batch_axis = batch_axis
         self.several = isinstance(example_inputs, tuple)
-        given = example_inputs if self.several else (example_inputs,)
+        self.law = None
+        given = example_args(example_inputs)
+        if isinstance(example_inputs, Kernel):
+            self.law, self.batch_axis = law_of(example_inputs), 0
         self.example = jax.tree.map(self._without_batch, given)
         leaves = jax.tree.leaves(given)
         concrete = leaves and not any(isinstance(x, jax.ShapeDtypeStruct | jax.core.Tracer) for x in leaves)
         self.values = self.read(example_inputs, "the example input") if concrete else None
 
     @property
-    def dtypes(self) -> tuple[Any, ...]:
-        """Of the leaves of the example."""
-        return tuple(x.dtype for x in jax.tree.leaves(self.example))
+    def kind(self) -> InputKind:
+        """Of the example."""
+        return kind_of(jax.tree.leaves(self.example), self.law)
 
     def read(self, x: PyTree, name: str) -> list[jax.Array]:
         """The leaves of an input, examples first.
@@ -66,7 +107,7 @@ class Inputs:
             InputError: the structure or a shape is not that of the example.
         """
         if isinstance(x, Kernel):
-            raise InputError("a kernel function takes inputs, not the Kernel of another model, so far")
+            raise InputError(f"{name} is a Kernel; call k(kernel) to compose models, with nothing else beside it")
         inputs = x if self.several else (x,)
         if not _same_structure(inputs, self.example):
             raise InputError(
@@ -86,6 +127,34 @@ class Inputs:
             raise InputError(f"the inputs in {name} hold different numbers of examples: {sorted(sizes)}")
         return leaves
 
+    def moments(
+        self, kernel: Kernel, parameterization: str
+    ) -> tuple[InputKind, tuple[InputMoments, InputMoments, InputMoments]]:
+        """The moments of an input that another model returns: of the examples x1, of x2, and of the pairs.
+
+        Raises:
+            InputError: it is not an input of this model.
+        """
+        leaves = jax.tree.leaves(self.example)
+        expected = leaves[0].shape if len(leaves) == 1 else ()
+        long = tuple(n for n in expected[:-1] if n > 1)
+        if not expected or (long, expected[-1]) != (kernel.positions, kernel.width):
+            shapes = ", ".join(str(leaf.shape) for leaf in leaves)
+            raise InputError(
+                f"the kernel is that of an output with positions {kernel.positions} and {kernel.width} channels, but "
+                f"an example of this model's input has the shape {shapes}, channels last"
+            )
+        if kernel.parameterization != parameterization:
+            raise InputError(
+                f'the kernel is of the {kernel.parameterization} parameterization, the model of "{parameterization}": '
+                "their tangent kernels cannot be added"
+            )
+        pairs = InputMoments(kernel.nngp, kernel.ntk)
+        return (
+            kind_of([kernel.nngp], law_of(kernel)),
+            (InputMoments(kernel.cov1, mean=kernel.mean1), InputMoments(kernel.cov2, mean=kernel.mean2), pairs),
+        )
+
     def _without_batch(self, x: Any) -> jax.ShapeDtypeStruct:
         if not hasattr(x, "shape") or not hasattr(x, "dtype"):
             raise InputError(f"example inputs must be arrays or jax.ShapeDtypeStruct, not {x!r}")
@@ -93,6 +162,11 @@ class Inputs:
             raise InputError(f"example inputs must have a batch axis {self.batch_axis}, but one has shape {x.shape}")
         axis = self.batch_axis % len(x.shape)
         return jax.ShapeDtypeStruct((*x.shape[:axis], *x.shape[axis + 1 :]), jax.dtypes.canonicalize_dtype(x.dtype))
+
+
+def kind_of(leaves: Sequence[Any], law: Law | None = None) -> InputKind:
+    """Of inputs with these leaves."""
+    return InputKind(tuple(x.dtype for x in leaves), law)
 
 
 def _same_structure(one: PyTree, two: PyTree) -> bool:

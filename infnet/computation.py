@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -17,10 +18,11 @@ import jax.numpy as jnp
 
 from infnet.activations import Activation
 from infnet.arguments import NAMES
-from infnet.context import Context, Weights
-from infnet.execute import example_values, pair_moments
+from infnet.context import Context, InputMoments, Weights
+from infnet.errors import UnsupportedError
+from infnet.execute import Given, example_values, pair_moments
 from infnet.layout import to_sides
-from infnet.plan import Ask, Moments, Plan, make_plan
+from infnet.plan import Ask, AskMean, Plan, Request, make_plan
 from infnet.program import OutputPair, Program
 from infnet.results import Values
 from infnet.rules import rule
@@ -49,11 +51,13 @@ class Computation:
 
     def plan(self, names: Sequence[str], side: tuple[int, int]) -> Plan:
         """The plan for the kernels in `names`, of examples on these sides."""
-        asks = []
+        asks: list[Request] = []
         for pair in self.program.outputs:
             for left, right, _ in pair.pieces:
                 shift = right.start - left.start
                 asks.append(Ask(left.node, right.node, shift, side, pair.layout, "ntk" in names))
+        if "mean" in names:
+            asks.extend(AskMean(piece.left.node, 1) for pair in self.program.outputs for piece in pair.pieces)
         return make_plan(asks, partial(rule, self.program.trace))
 
     def schedule(self, plan: Plan) -> Schedule:
@@ -68,14 +72,14 @@ class Computation:
         """The function of (weights, x1, x2) that computes everything in `names`.
 
         Args:
-            names: of "nngp", "ntk", "cov1" and "cov2".
+            names: of "nngp", "ntk", "cov1", "cov2", "mean1" and "mean2".
             symmetric: x2 is x1; every unordered pair is computed once.
             sharded: examples may be spread over devices, so every pair is computed where its row is.
         """
         wanted = [n for n in names if n in NAMES]
         plan = self.plan(wanted, (1, 2))
         schedule = self.schedule(plan)
-        own = jax.vmap(self._own(wanted), (None, 0))
+        own = self._own([*wanted, *self._means()] if "mean1" in names else wanted)
 
         def of_pairs(weights: Weights, x1: Examples, x2: Examples) -> Arrays:
             context = self.context(weights)
@@ -98,21 +102,71 @@ class Computation:
             return matrix(block, rows, columns, tile)
 
         def kernels(weights: Weights, x1: Examples, x2: Examples) -> Arrays:
-            diagonal = own(weights, x1) if symmetric or "cov1" in names else {}
+            one = own(weights, x1) if symmetric or "cov1" in names else {}
             values = of_pairs(weights, x1, x2)
             if symmetric:
-                values.update({n: _with_diagonals(values[n], diagonal[n], sharded) for n in wanted})
+                values.update({n: _with_diagonals(values[n], one[n], sharded) for n in wanted})
             values["error"] = self._worst(values)
             if "cov1" in names:
-                values["cov1"] = diagonal["nngp"]
-                values["cov2"] = diagonal["nngp"] if symmetric else own(weights, x2)["nngp"]
+                values.update(self._of_examples(one, one if symmetric else own(weights, x2)))
             return {**values, "finite": _all_finite(values) | ~_all_finite([*x1, *x2])}
 
         return kernels
 
+    def composed(self, names: Sequence[str]) -> Callable[..., Arrays]:
+        """The function of (weights, x1, x2, pairs) that computes everything in `names` if the input is random itself.
+
+        Its arguments are `InputMoments`: of the examples, with leading axes n1 and n2, and of all pairs, (n1, n2).
+        """
+        wanted = [n for n in names if n in NAMES]
+        plan = self.plan(wanted, (1, 2))
+        schedule = self.schedule(plan)
+        own = self._own(["nngp", *self._means()])
+
+        def kernels(weights: Weights, x1: InputMoments, x2: InputMoments, pairs: InputMoments) -> Arrays:
+            context = self.context(weights)
+
+            def of_example(side: int) -> Callable[[InputMoments], Values]:
+                return jax.vmap(lambda x: example_values(schedule, self.program.trace, context, side, x))
+
+            def of_pair(one: Values, two: Values, pair: InputMoments) -> Arrays:
+                return self._outputs(*pair_moments(schedule, context, {1: one, 2: two}, pair), wanted)
+
+            columns = of_example(2)(x2)
+
+            def row(given: tuple[Values, InputMoments]) -> Arrays:
+                return jax.vmap(of_pair, (None, 0, 0))(given[0], columns, given[1])
+
+            n1, n2 = pairs.s.shape[:2]
+            rows, _ = tile_sizes(plan, n1, n2, False)
+            every = (of_example(1)(x1), pairs)
+            values = jax.vmap(row)(every) if rows >= n1 else jax.lax.map(row, every, batch_size=rows)
+            values["error"] = self._worst(values)
+            if "cov1" in names:
+                values.update(self._of_examples(own(weights, x1), own(weights, x2)))
+            return {**values, "finite": _all_finite(values) | ~_all_finite([x1, x2, pairs])}
+
+        return kernels
+
+    def _means(self) -> list[str]:
+        """["mean"] if the means of the outputs are not all zero, and have rules."""
+        laws = [pair.law for pair in self.program.outputs]
+        if all(law is None or law.zero_mean for law in laws):
+            return []
+        with suppress(UnsupportedError):
+            self.plan(["mean"], (1, 1))
+            return ["mean"]
+        return []
+
+    def _of_examples(self, one: Arrays, two: Arrays) -> Arrays:
+        """What is computed of single examples, by its names in a `Kernel`."""
+        nothing = [None] * len(self.program.outputs)
+        found = {f"cov{k}": own["nngp"] for k, own in ((1, one), (2, two))}
+        return {**found, **{f"mean{k}": own.get("mean", nothing) for k, own in ((1, one), (2, two))}}
+
     def diagonal(self, names: Sequence[str]) -> Callable[..., Arrays]:
         """The function of (weights, x) that computes the kernels of each example with itself."""
-        own = jax.vmap(self._own(names), (None, 0))
+        own = self._own(names)
 
         def kernels(weights: Weights, x: Examples) -> Arrays:
             values = own(weights, x)
@@ -127,25 +181,32 @@ class Computation:
         return jnp.where(jnp.isnan(errors), 0, errors).max(initial=0)
 
     def _own(self, names: Sequence[str]) -> Callable[..., Arrays]:
+        """The function of (weights, examples) that computes the moments of each example with itself."""
         schedule = self.schedule(self.plan(names, (1, 1)))
 
-        def kernels(weights: Weights, x: Examples) -> Arrays:
+        def moments(weights: Weights, x: Given) -> Arrays:
             context = self.context(weights)
             values = example_values(schedule, self.program.trace, context, 1, x)
             return self._outputs(*pair_moments(schedule, context, {1: values}), names)
 
-        return kernels
+        return jax.vmap(moments, (None, 0))
 
-    def _outputs(self, moments: Sequence[Moments], error: jax.Array | None, names: Sequence[str]) -> Arrays:
-        """For each name the kernels of all pairs of outputs, with positions in natural order."""
-        rest = iter(moments)
-        kernels: Arrays = {name: [] for name in names}
+    def _outputs(self, found: Sequence[Any], error: jax.Array | None, names: Sequence[str]) -> Arrays:
+        """For each name the kernels (or means) of all pairs of outputs, with positions in natural order."""
+        rest = iter(found)
+        values: Arrays = {name: [] for name in names}
         for pair in self.program.outputs:
             own = list(itertools.islice(rest, len(pair.pieces)))
-            for name in names:
-                blocks = [m.s if name == "nngp" else m.t for m in own]
-                kernels[name].append(_in_order(pair, _mean_over_channels(pair, blocks, self.dtype)))
-        return kernels if error is None else {**kernels, "error": error}
+            for k, name in enumerate(NAMES):
+                if name in names:
+                    blocks = [None if moments is None else moments[k] for moments in own]
+                    block = _mean_over_channels(pair, blocks, pair.layout.shape, self.dtype)
+                    values[name].append(_in_order(pair, block))
+        for pair in self.program.outputs if "mean" in names else ():
+            own = list(itertools.islice(rest, len(pair.pieces)))
+            mean = _mean_over_channels(pair, own, pair.one.sizes, self.dtype)
+            values["mean"].append(mean.mean(pair.one.averaged))
+        return values if error is None else {**values, "error": error}
 
 
 def _in_order(pair: OutputPair, block: jax.Array) -> jax.Array:
@@ -178,10 +239,12 @@ def _all_finite(arrays: Any) -> jax.Array:
     return jnp.stack(found).all() if found else jnp.asarray(True)
 
 
-def _mean_over_channels(pair: OutputPair, blocks: Sequence[jax.Array | None], dtype: Any) -> jax.Array:
+def _mean_over_channels(
+    pair: OutputPair, blocks: Sequence[jax.Array | None], shape: tuple[int, ...], dtype: Any
+) -> jax.Array:
     if len(blocks) == 1 and blocks[0] is not None:
         return blocks[0]
-    mean = jnp.zeros(pair.layout.shape, dtype)
+    mean = jnp.zeros(shape, dtype)
     for piece, block in zip(pair.pieces, blocks, strict=True):
         mean = mean if block is None else mean + piece.share * block
     return mean

@@ -44,7 +44,8 @@ class Context:
         ntk_units: whether gradients are with respect to weights written as std * theta.
         dtype: in which moments are computed.
         activations: stand in for those of some nodes: series whose number of terms was chosen.
-        examples: the inputs of the examples, by side, and all that is computed from them.
+        examples: the inputs of the examples, by side, and all that is computed from them. Of an input that is random
+            itself its moments: of the examples, and of the pair (0).
         known: the Known variables that the step reads, by variable and side.
         errors: bounds on relative errors that steps reported.
     """
@@ -53,7 +54,7 @@ class Context:
     ntk_units: bool
     dtype: Any
     activations: Mapping[int, Activation] = dataclasses.field(default_factory=dict)
-    examples: Mapping[int, KnownValues] = dataclasses.field(default_factory=dict)
+    examples: Mapping[int, KnownValues | InputMoments] = dataclasses.field(default_factory=dict)
     known: Mapping[tuple[int, int], jax.Array] = dataclasses.field(default_factory=dict)
     errors: list[jax.Array] = dataclasses.field(default_factory=list)
 
@@ -117,6 +118,24 @@ def _along(std: jax.Array, axes: Sequence[int | None]) -> jax.Array:
     std = std.reshape(std.shape[len(rest) :])
     present = [None if axis is None or axis < 0 else std.shape[kept.index(axis)] for axis in axes]
     return std.reshape([1 if size is None else size for size in present])
+
+
+@dataclass(frozen=True)
+class InputMoments:
+    """The moments of an input that is random itself: of an example, or of a pair of examples.
+
+    Attributes:
+        s: second moment between all positions, `(h, h', w, w', ...)`, the first of the left example.
+        t: tangent kernel of a pair, likewise.
+        mean: of an example, `(h, w, ...)`; None where it is zero or not known.
+    """
+
+    s: jax.Array
+    t: jax.Array | None = None
+    mean: jax.Array | None = None
+
+
+jax.tree_util.register_dataclass(InputMoments, ["s", "t", "mean"], [])
 
 
 class KnownValues(Mapping[int, Any]):

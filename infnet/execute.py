@@ -12,15 +12,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from infnet.context import Context, KnownValues
+from infnet.context import Context, InputMoments, KnownValues
 from infnet.loops import run_loop
-from infnet.plan import AskKnown, Moments, Plan, Step
+from infnet.plan import AskKnown, Plan, Step
 from infnet.results import Results, Values, run_step
 from infnet.schedule import Loop, Schedule
 from infnet.trace import Trace
 
+Given = Sequence[Any] | InputMoments  # the leaves of an example; or its moments, if the input is random itself
 
-def example_values(schedule: Schedule, trace: Trace, context: Context, side: int, inputs: Sequence[Any]) -> Values:
+
+def example_values(schedule: Schedule, trace: Trace, context: Context, side: int, inputs: Given) -> Values:
     """What the plan needs of one example by itself: known variables, variances and means.
 
     Args:
@@ -28,28 +30,40 @@ def example_values(schedule: Schedule, trace: Trace, context: Context, side: int
         trace: where the known variables are computed.
         context: of this computation.
         side: 1 for an example of x1, 2 for one of x2.
-        inputs: leaves of the example, without the batch axis.
+        inputs: leaves of the example, without the batch axis, or its moments.
     """
     values = Values()
-    context = replace(context, examples={side: KnownValues(trace, inputs)})
+    context = replace(context, examples={side: _read(trace, inputs)})
     _run(schedule, context, side, {side: values})
     return values.picked(schedule.kept(side), schedule.places)
 
 
 def pair_moments(
-    schedule: Schedule, context: Context, values: Mapping[int, Values]
-) -> tuple[list[Moments], jax.Array | None]:
-    """The moments that the plan's outputs ask for, of one pair of examples (or one example with itself).
+    schedule: Schedule, context: Context, values: Mapping[int, Values], inputs: InputMoments | None = None
+) -> tuple[list[Any], jax.Array | None]:
+    """What the plan's outputs ask for, of one pair of examples (or one example with itself).
+
+    Args:
+        schedule: as above.
+        context: of this computation.
+        values: what was computed of each example.
+        inputs: the moments of the pair, if the input is random itself.
 
     Returns:
-        the moments, and the largest bound on the relative error if any step reported one.
+        the moments and means (None for zero), and the largest bound on the relative error if any step reported one.
     """
+    if inputs is not None:
+        context = replace(context, examples={0: inputs})
     found = {**values, 0: Values()}
     _run(schedule, context, 0, found)
     errors = [e for v in found.values() for e in v.errors]
     worst = jnp.stack(errors).max() if errors else None
     results = Results(schedule.plan, schedule.places, found)
-    return [results.read(ask) or Moments(None) for ask in schedule.plan.outputs], worst
+    return [results.read(request) for request in schedule.plan.outputs], worst
+
+
+def _read(trace: Trace, inputs: Given) -> KnownValues | InputMoments:
+    return inputs if isinstance(inputs, InputMoments) else KnownValues(trace, inputs)
 
 
 def _run(schedule: Schedule, context: Context, side: int, values: Mapping[int, Values]) -> None:
@@ -62,11 +76,11 @@ def _run(schedule: Schedule, context: Context, side: int, values: Mapping[int, V
 
 
 def steps_one_by_one(
-    plan: Plan, trace: Trace, context: Context, inputs: Mapping[int, Sequence[Any]]
+    plan: Plan, trace: Trace, context: Context, inputs: Mapping[int, Given]
 ) -> Iterator[tuple[Step, Any]]:
     """Each step of a plan with its result, for one pair of examples; to find out where something goes wrong."""
     values = {side: Values() for side in (0, 1, 2)}
-    context = replace(context, examples={side: KnownValues(trace, x) for side, x in inputs.items()})
+    context = replace(context, examples={side: _read(trace, x) for side, x in inputs.items()})
     results = Results(plan, {}, values)
     for step in plan.steps:
         run_step(step, context, results)

@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 
 AXIS_NAMES = ("h", "w", "d")
+
+
+class Law(NamedTuple):
+    """What is known of the law of an output, besides its moments.
+
+    Attributes:
+        gaussian: jointly Gaussian over examples and positions, with a tangent kernel that is not random.
+        zero_mean: its mean is zero for every input.
+        uniform: all its channels have this law, independently; else the moments are averages over channels.
+    """
+
+    gaussian: bool
+    zero_mean: bool
+    uniform: bool
 
 
 @dataclass(frozen=True)
@@ -23,6 +38,11 @@ class Kernel:
             series; 0 where all are closed forms. Later layers may enlarge or shrink it.
         width: number of output channels; all kernels are per channel.
         parameterization: "as_model" or "ntk".
+        mean1: mean of one output channel for each example of x1, `(n1, *positions)`, where each axis appears once;
+            None where it is zero, or not known.
+        mean2: likewise for x2, `(n2, *positions)`.
+        law: what else a model needs to know that takes this output as its input; None where no model can, as of the
+            covariance of two different outputs.
     """
 
     nngp: jax.Array
@@ -32,16 +52,34 @@ class Kernel:
     error: jax.Array
     width: int
     parameterization: str
+    mean1: jax.Array | None = None
+    mean2: jax.Array | None = None
+    law: Law | None = None
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """The sizes of the index axes of the output."""
+        return tuple(self.nngp.shape[2::2])
+
+    @property
+    def example(self) -> jax.ShapeDtypeStruct:
+        """One example of this output, `(1, *positions, width)`: for the initialiser of a model that comes next."""
+        return jax.ShapeDtypeStruct((1, *self.positions, self.width), self.nngp.dtype)
 
     def __repr__(self) -> str:
         lines = [f"Kernel({self.parameterization} parameterization, {self.width} output channels)"]
-        for name in ("nngp", "ntk", "cov1", "cov2"):
+        for name in ("nngp", "ntk", "cov1", "cov2", "mean1", "mean2"):
             value = getattr(self, name)
-            lines.append(f"  {name:4} {_axes(value.shape, name)} {value.dtype}")
+            if value is not None:
+                lines.append(f"  {name:4} {_axes(value.shape, name)} {value.dtype}")
         return "\n".join(lines)
 
 
-jax.tree_util.register_dataclass(Kernel, ["nngp", "ntk", "cov1", "cov2", "error"], ["width", "parameterization"])
+jax.tree_util.register_dataclass(
+    Kernel,
+    ["nngp", "ntk", "cov1", "cov2", "error", "mean1", "mean2"],
+    ["width", "parameterization", "law"],
+)
 
 
 def _axes(shape: tuple[int, ...], name: str) -> str:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infnet.arguments import Inputs
+from infnet.arguments import InputKind, Inputs
 from infnet.errors import InputError, UnsupportedError
 from infnet.flatten import trace_at_batch_sizes
 from infnet.independence import bodies, one_example
@@ -48,15 +48,15 @@ class Model:
                     "use infnet.infer_priors(init_fn, ...), or give Prior(mean, std, shape=..., dtype=...)"
                 )
 
-    def program(self, dtypes: tuple[Any, ...], float64: bool) -> Program:
-        """The program of one example whose leaves have these dtypes; `float64`: they and the parameters are float64."""
+    def program(self, kind: InputKind, float64: bool) -> Program:
+        """The program of one example of this kind; `float64`: all its leaves and the parameters are float64."""
 
         def struct(shape: Any, dtype: Any) -> jax.ShapeDtypeStruct:
             wide = float64 and jnp.issubdtype(dtype, jnp.floating)
             return jax.ShapeDtypeStruct(shape, jnp.float64 if wide else dtype)
 
         leaves, tree = jax.tree.flatten(self.inputs.example)
-        inputs = jax.tree.unflatten(tree, [struct(x.shape, d) for x, d in zip(leaves, dtypes, strict=True)])
+        inputs = jax.tree.unflatten(tree, [struct(x.shape, d) for x, d in zip(leaves, kind.dtypes, strict=True)])
         params = jax.tree.unflatten(self.tree, [struct(p.shape, p.dtype) for p in self.priors])
         traced = one_example(trace_at_batch_sizes(self._outputs, params, inputs), len(self.priors))
         if float64:
@@ -65,7 +65,7 @@ class Model:
         varying = {i: np.shape(p.std) for i, p in enumerate(self.priors) if np.size(p.std) > 1}
         constant = frozenset(i for i, p in enumerate(self.priors) if not np.any(np.asarray(p.std)))
         largest = tuple(float(np.max(np.asarray(p.std), initial=0)) for p in self.priors)
-        return read(traced, nonzero_mean, varying, constant, largest, cross=self.cross)
+        return read(traced, nonzero_mean, varying, constant, largest, cross=self.cross, law=kind.law)
 
     def _outputs(self, params: PyTree, *inputs: PyTree) -> list[jax.Array]:
         batch_axis = self.inputs.batch_axis

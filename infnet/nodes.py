@@ -148,6 +148,11 @@ class KnownNode(Node):
 
 
 @dataclass(frozen=True, eq=False)
+class InputFeature(Node):
+    """What another model returns: an input that is random itself, of which a `Kernel` gives the moments."""
+
+
+@dataclass(frozen=True, eq=False)
 class OneNode(Node):
     """The constant 1."""
 

@@ -142,7 +142,7 @@ class Plan:
     """Steps in the order in which they are executed, and the requests they answer."""
 
     steps: tuple[Step, ...]
-    outputs: tuple[Ask | None, ...]
+    outputs: tuple[Request | None, ...]
 
     @cached_property
     def by_key(self) -> dict[Any, Request]:
@@ -150,7 +150,7 @@ class Plan:
         return {step.request.key: step.request for step in self.steps}
 
 
-def make_plan(outputs: Sequence[Ask], rule: Callable[[Request], Step]) -> Plan:
+def make_plan(outputs: Sequence[Request], rule: Callable[[Request], Step]) -> Plan:
     """Plan everything that the outputs need; `rule` turns a request into a step."""
     waiting: dict[Any, Request] = {}
     heap: list[tuple[int, int, Any]] = []
@@ -163,10 +163,10 @@ def make_plan(outputs: Sequence[Ask], rule: Callable[[Request], Step]) -> Plan:
         elif isinstance(known, Ask) and isinstance(request, Ask):
             waiting[request.key] = known.union(request)
 
-    wanted = tuple(None if a.vanishes else a for a in outputs)
-    for ask in wanted:
-        if ask is not None:
-            add(ask)
+    wanted = tuple(None if isinstance(one, Ask) and one.vanishes else one for one in outputs)
+    for request in wanted:
+        if request is not None:
+            add(request)
     steps = []
     while heap:
         *_, key = heapq.heappop(heap)

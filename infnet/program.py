@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from infnet.errors import Where
+from infnet.kernel import Law
 from infnet.layout import Layout
 from infnet.nodes import (
     ChannelSum,
@@ -162,6 +163,17 @@ class OutputPair:
     def is_cross(self) -> bool:
         """Whether these are two different outputs."""
         return self.one is not self.two
+
+    @property
+    def law(self) -> Law | None:
+        """What a model that takes this output as its input needs to know; None of two different outputs."""
+        if self.is_cross:
+            return None
+        nodes = [s.node for s in self.one.segments]
+        alike = len(nodes) == 1 and not self.one.averaged and nodes[0].uniform
+        # The derivative in a trained scale is the feature itself, and so random, until a contraction averages it.
+        gaussian = alike and nodes[0].gaussian and not nodes[0].scales
+        return Law(gaussian, all(node.zero_mean for node in nodes), alike)
 
     @property
     def layout(self) -> Layout:

@@ -21,8 +21,9 @@ from infnet.errors import MONTE_CARLO, UnsupportedError, Where
 from infnet.flatten import add_function
 from infnet.functions import Functions
 from infnet.gradients import scale_gradients
-from infnet.nodes import Elementwise, Field, Node, OneNode, Param, ParamKey, Sum, Term, shifted
-from infnet.program import Feature, Known, Segment, Value
+from infnet.kernel import Law
+from infnet.nodes import Elementwise, Field, InputFeature, Node, OneNode, Param, ParamKey, Sum, Term, shifted
+from infnet.program import Atom, Feature, Known, Segment, Value
 from infnet.registry import Rules
 from infnet.trace import Equation, Trace, constant_value
 from infnet.variation import long_axes, varying_axes
@@ -31,6 +32,7 @@ Rule = Callable[["Reader", Equation], None]
 # How equations are read: the rule sets `reader.values` of each output. Called if an input is a Param or a Feature.
 READS: Rules[Rule] = Rules()
 N = TypeVar("N", bound=Node)
+NO_PARAM = ParamKey(-1)  # stands for all that makes an input random
 INHERITED = ("leaves", "gaussian", "zero_mean", "uniform", "scales")  # by linear maps of positions
 
 
@@ -44,6 +46,7 @@ class Reader:
         varying: Mapping[int, tuple[int, ...]],
         constant: frozenset[int],
         largest_std: Sequence[float],
+        law: Law | None = None,
     ):
         self.trace = trace
         self.nonzero_mean = nonzero_mean
@@ -64,13 +67,30 @@ class Reader:
         self._count = 0
         self.one = self.new(OneNode, sizes=(), where=Where(), leaves=frozenset(), gaussian=True, zero_mean=False)
         for var in trace.data_inputs:
-            self.values[var] = Known(var, long_axes(trace.shape(var)), constant=False)
+            of_data = Known(var, long_axes(trace.shape(var)), constant=False)
+            self.values[var] = of_data if law is None else self._random_input(var, law)
         for var, value in trace.constants.items():
             varies = _axes_of_constant(value).intersection(long_axes(trace.shape(var)))
             self.values[var] = Known(var, varies, constant=True)
         for leaf, var in enumerate(trace.param_inputs):
             factors = tuple(((d, n),) if n > 1 else () for d, n in enumerate(trace.shape(var)))
             self.values[var] = Param(ParamKey(leaf), factors)
+
+    def _random_input(self, var: int, law: Law) -> Feature:
+        """What another model returns, its channels on the last axis."""
+        *positions, width = self.shape(var)
+        long = [d for d, n in enumerate(positions) if n > 1]
+        node = self.new(
+            InputFeature,
+            sizes=tuple(positions[d] for d in long),
+            where=Where("input"),
+            leaves=frozenset({(NO_PARAM, 0)}),
+            **law._asdict(),
+        )
+        dims = [(Atom(False, long.index(d)),) if d in long else () for d in range(len(positions))]
+        has_channels = width > 1
+        channel = (Atom(True, 0),) if has_channels else ()
+        return Feature((*dims, channel), (width,) * has_channels, (Segment(node, 0, width),), var)
 
     def new(self, kind: type[N], **fields: Any) -> N:
         """Make a node, numbered after all that exist."""

@@ -7,7 +7,6 @@ import functools
 from typing import Any, TypeVar, cast
 
 import flax.linen as nn
-import jax
 
 import infnet
 from infnet.errors import InputError
@@ -65,25 +64,7 @@ def _kernel(self: nn.Module, x1: PyTree, x2: PyTree = None, get: Any = None, **o
         get: "nngp", "ntk", a tuple of them, or None for an `infnet.Kernel`.
         **options: `parameterization`, `variables`, `init_kwargs`, `call_kwargs`, ... of `infnet_flax.kernel_fn`.
     """
-    return _cached_kernel_fn(self, x1, options)(x1, x2, get)
-
-
-def _cached_kernel_fn(module: nn.Module, x: PyTree, options: dict[str, Any]) -> infnet.KernelFn:
-    """The kernel function for inputs of this shape; the last ones made are kept where the options can be compared."""
-    leaves, tree = jax.tree.flatten(x)
-    shapes = tuple((jax.numpy.shape(leaf)[1:], str(jax.numpy.result_type(leaf))) for leaf in leaves)
-    try:
-        return _make(module, tree, shapes, tuple(sorted(options.items())))
-    except TypeError as error:
-        if "unhashable" not in str(error):
-            raise
-    return kernel_fn(module, x, **options)
-
-
-@functools.lru_cache(maxsize=64)
-def _make(module: nn.Module, tree: Any, shapes: Any, options: tuple[tuple[str, Any], ...]) -> infnet.KernelFn:
-    leaves = [jax.ShapeDtypeStruct((1, *shape), dtype) for shape, dtype in shapes]
-    return kernel_fn(module, jax.tree.unflatten(tree, leaves), **dict(options))
+    return infnet.remembered_kernel_fn(kernel_fn, self, x1, options)(x1, x2, get)
 
 
 _METHODS = {"kernel": _kernel, "kernel_fn": _kernel_fn}

@@ -49,7 +49,7 @@ def kernel_fn(
     """
     if not isinstance(module, nn.Module):
         raise InputError(f"kernel_fn takes a flax.linen Module instance, not {module!r}")
-    inputs = example_x if isinstance(example_x, tuple) else (example_x,)
+    inputs = infnet.example_args(example_x)
     call_kwargs = dict(call_kwargs or {})
     rngs = call_kwargs.pop("rngs", None) or {}
 

@@ -54,7 +54,7 @@ def kernel_fn(
     """
     if not isinstance(transformed, hk.Transformed | hk.TransformedWithState):
         raise InputError(f"kernel_fn takes the result of hk.transform or hk.transform_with_state, not {transformed!r}")
-    inputs = example_x if isinstance(example_x, tuple) else (example_x,)
+    inputs = infnet.example_args(example_x)
     keywords = dict(call_kwargs or {})
     of_init = {**keywords, **(init_kwargs or {})}
     with_state = isinstance(transformed, hk.TransformedWithState)

@@ -13,6 +13,7 @@ import infnet.rules.custom
 import infnet.rules.index_linear
 import infnet.rules.indexing
 import infnet.rules.matrix
+from infnet.kernel import Law
 from infnet.program import Known, Noise, Program, ScaledParam
 from infnet.reader import READS, Reader
 from infnet.rules.channel_sums import read_known
@@ -32,6 +33,7 @@ def read(
     largest_std: Sequence[float],
     *,
     cross: bool = False,
+    law: Law | None = None,
 ) -> Program:
     """Read a trace into a program.
 
@@ -42,11 +44,12 @@ def read(
         constant: the parameters that are not random at initialisation.
         largest_std: the largest standard deviation of the elements of each parameter.
         cross: also covariances between different outputs.
+        law: of the input, where it is what another model returns.
 
     Raises:
         UnsupportedError: at the first operation that no rule reads.
     """
-    reader = Reader(trace, nonzero_mean, varying, constant, largest_std)
+    reader = Reader(trace, nonzero_mean, varying, constant, largest_std, law)
     for equation in needed_equations(trace, trace.outputs):
         reader.producer.update(dict.fromkeys(equation.outputs, equation))
         _check_not_empty(reader, equation)

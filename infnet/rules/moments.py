@@ -26,6 +26,7 @@ from infnet.nodes import (
     GroupedConvolution,
     GroupSum,
     IndexLinear,
+    InputFeature,
     KnownNode,
     Lookup,
     Node,
@@ -49,6 +50,7 @@ from infnet.rules.linear import LINEAR, index_map, linear_step
 from infnet.rules.lookup import lookup_step
 from infnet.rules.nonlinear import mean_of_elementwise, mixed_step, nonlinear_step
 from infnet.rules.products import mean_of_product, product_step
+from infnet.rules.random_input import mean_of_random_input, random_input_step
 from infnet.rules.trained_scales import mean_of_scaled
 from infnet.rules.unfold import mean_of_unfolded, unfolded_step
 from infnet.trace import Trace
@@ -139,6 +141,7 @@ OF_A_KIND: dict[type[Node], Callable[[Ask, Any, Any], Step]] = {
     Unfolded: unfolded_step,
     GroupSum: group_sum_step,
     Repeated: repeated_step,
+    InputFeature: random_input_step,
 }
 
 
@@ -204,5 +207,6 @@ MEANS: dict[type[Node], Callable[[AskMean, Any], Step]] = {
     Elementwise: mean_of_elementwise,
     Unfolded: mean_of_unfolded,
     Repeated: mean_of_repeated,
+    InputFeature: mean_of_random_input,
     ChannelSum: channel_sum_step,
 }

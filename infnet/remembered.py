@@ -1,0 +1,78 @@
+"""Kernel functions that were made before, by the model, the options and the shapes of the inputs.
+
+A model that is asked for its kernel again and again should not be read again: nor compiled, since a kernel function
+keeps what it has compiled.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from infnet.kernel import Kernel
+
+PyTree = Any
+KEPT = 64
+
+
+def remembered_kernel_fn(make: Callable[..., Any], model: Any, x: PyTree, options: Mapping[str, Any]) -> Any:
+    """`make(model, example, **options)`, or what it returned for such a model, inputs and options before.
+
+    The last kernel functions made are kept. Models and options are compared by their values; those that cannot be
+    (options that are arrays, mutable models) are not remembered.
+
+    Args:
+        make: `(model, example, **options) -> KernelFn`, as `infnet_flax.kernel_fn`.
+        model: what it takes.
+        x: inputs `(n, ...)`, a tuple of several, or a `Kernel`. Shapes without n, and dtypes count.
+        options: of `make`.
+    """
+
+    def one(leaf: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((1, *jnp.shape(leaf)[1:]), jnp.result_type(leaf))
+
+    example = jax.tree.map(_shape if isinstance(x, Kernel) else one, x)
+    try:
+        key = _comparable((make, model, example, dict(options)))
+        hash(key)
+    except TypeError:
+        return make(model, example, **options)
+    return _made(_Wanted(key, lambda: make(model, example, **options)))
+
+
+class _Wanted:
+    """A kernel function that is equal to others with the same key."""
+
+    def __init__(self, key: Hashable, make: Callable[[], Any]):
+        self.key, self.make = key, make
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Wanted) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+@functools.lru_cache(maxsize=KEPT)
+def _made(wanted: _Wanted) -> Any:
+    return wanted.make()
+
+
+def _comparable(x: Any) -> Hashable:
+    """A value as one that can be hashed; numbers of different types are different."""
+    if isinstance(x, Mapping):
+        return type(x), tuple((name, _comparable(value)) for name, value in x.items())
+    if isinstance(x, tuple | list):
+        return type(x), tuple(map(_comparable, x))
+    if isinstance(x, Kernel | jax.ShapeDtypeStruct):
+        leaves, tree = jax.tree.flatten(x)
+        return tree, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
+    return type(x), x
+
+
+def _shape(leaf: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
