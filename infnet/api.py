@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from operator import itemgetter
 from typing import Any
 
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from infnet.accuracy import largest_variances, raise_not_finite, series_nodes, settled
-from infnet.arguments import NAMES, InputKind, Inputs, kind_of, learning_rates, names_of, one_of, positive
+from infnet.arguments import BY_PARAM, NAMES, InputKind, Inputs, kind_of, learning_rates, names_of, one_of, positive
 from infnet.computation import Computation
 from infnet.context import Weights
 from infnet.errors import InputError, NumericalError
@@ -28,6 +28,8 @@ from infnet.model import Model
 from infnet.priors import check_readable
 
 PyTree = Any
+# What is compiled for the kernels in the tuple: a function of the weights and the inputs.
+Make = Callable[[Computation, Sequence[str]], Callable[..., Any]]
 # The variances of other examples may be larger than those of the ones at hand.
 MARGIN = 2.0
 
@@ -133,9 +135,11 @@ class KernelFn:
                 another model, whose outputs are the inputs of this one, channels last: the kernels of both together,
                 where they have no parameters in common.
             x2: likewise `(n2, ...)`; None for x1 itself.
-            get: "nngp" or "ntk" for an array `(n1, n2, *positions)`; a tuple of them for a namedtuple; None for a
-                `Kernel`. An output with positions keeps them, in natural order: `(n1, n2, h, h', w, w', ...)`;
-                axes of size 1 are dropped, and positions flattened together with channels are averaged over.
+            get: "nngp" or "ntk" for an array `(n1, n2, *positions)`; "ntk_by_param" for a pytree of the structure of
+                the parameters, whose arrays are their shares in the NTK and sum to it; a tuple of these for a
+                namedtuple; None for a `Kernel`. An output with positions keeps them, in natural order:
+                `(n1, n2, h, h', w, w', ...)`; axes of size 1 are dropped, and positions flattened together with
+                channels are averaged over.
 
         Raises:
             InputError: shapes or names are wrong.
@@ -153,38 +157,47 @@ class KernelFn:
             raise InputError(f"x1 and x2 have different dtypes: {kind.dtypes} and {other.dtypes}")
         sharded = _may_be_sharded([*inputs1, *inputs2])
 
-        def make(computation: Computation) -> Callable[..., Any]:
+        def make(computation: Computation, names: Sequence[str]) -> Callable[..., Any]:
             return computation.matrix(names, symmetric=x2 is None, sharded=sharded)
 
-        values = self._run(("matrix", names, x2 is None, sharded), make, kind, inputs1, inputs2)
-        return self._picked(values, kind, get, names)
+        values = self._run(("matrix", x2 is None, sharded), make, names, kind, inputs1, inputs2)
+        return self._picked(values, kind, get, names, symmetric=x2 is None)
 
     def _composed(self, kernel: Kernel, get: Any, names: tuple[str, ...]) -> Any:
         kind, moments = self._model.inputs.moments(kernel, self.parameterization)
-        values = self._run(("composed", names), lambda c: c.composed(names), kind, *moments)
-        return self._picked({**values, "error": jnp.maximum(values["error"], kernel.error)}, kind, get, names)
+        if BY_PARAM in names:
+            raise InputError(f"{BY_PARAM!r} is that of inputs: a Kernel does not say how its NTK is made up")
+        make = partial(Computation.composed, symmetric=kernel.symmetric)
+        values = self._run(("composed", kernel.symmetric), make, names, kind, *moments)
+        values["error"] = jnp.maximum(values["error"], kernel.error)
+        return self._picked(values, kind, get, names, symmetric=kernel.symmetric)
 
     def diag(self, x: PyTree, get: Any = None) -> Any:
         """The kernels of each example with itself, `(n, *positions)`: as the diagonal of `k(x)`, without n^2 work."""
         names = names_of(NAMES if get is None else get)
         inputs = self._model.inputs.read(x, "x")
         kind = kind_of(inputs)
-        values = self._run(("diagonal", names), lambda c: c.diagonal(names), kind, inputs)
+        values = self._run(("diagonal",), Computation.diagonal, names, kind, inputs)
         return self._picked(values, kind, names if get is None else get, names)
 
-    def _picked(self, values: Mapping[str, Any], kind: InputKind, get: Any, names: Sequence[str]) -> PyTree:
+    def _picked(
+        self, values: Mapping[str, Any], kind: InputKind, get: Any, names: Sequence[str], *, symmetric: bool = False
+    ) -> PyTree:
         """What `get` asks for, in the structure of the outputs."""
         if get is None:
-            return self._tree_of(self._kernels(values, kind))
+            return self._tree_of(self._kernels(values, kind, symmetric))
+        if BY_PARAM in names:
+            params: Any = self._model.tree
+            values = {**values, BY_PARAM: [jax.tree.unflatten(params, shares) for shares in values[BY_PARAM]]}
         if isinstance(get, str):
             return self._tree_of(values[get])
         rows = zip(*(values[n] for n in names), strict=True)
         return self._tree_of([_namedtuple(tuple(names))(*arrays) for arrays in rows])
 
-    def _kernels(self, values: Mapping[str, Any], kind: InputKind) -> list[Kernel]:
+    def _kernels(self, values: Mapping[str, Any], kind: InputKind, symmetric: bool) -> list[Kernel]:
         pairs, names = self._computation(kind).program.outputs, names_of(None)
         rows = zip(*(values[n] for n in names), strict=True)
-        own = {"error": values["error"], "parameterization": self.parameterization}
+        own = {"error": values["error"], "parameterization": self.parameterization, "symmetric": symmetric}
         return [
             Kernel(**dict(zip(names, arrays, strict=True)), **own, width=pair.one.width, law=pair.law)
             for pair, arrays in zip(pairs, rows, strict=True)
@@ -246,7 +259,8 @@ class KernelFn:
     def _run(
         self,
         key: tuple[Any, ...],
-        make: Callable[[Computation], Callable[..., Any]],
+        make: Make,
+        names: tuple[str, ...],
         kind: InputKind,
         *inputs: Given,
     ) -> dict[str, Any]:
@@ -257,11 +271,11 @@ class KernelFn:
         traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((self._weights, inputs)))
         if not traced:
             self._settle_at_first(kind, inputs[0])
-        values = self._compute(key, make, kind, inputs)
+        values = self._compute(key, make, names, kind, inputs)
         if not traced and float(values["error"]) > self._options.tol:
             for x in inputs[:2]:
                 self._settle(kind, x)
-            values = self._compute(key, make, kind, inputs)
+            values = self._compute(key, make, names, kind, inputs)
             self._check_error(float(values["error"]))
         self._error = None if traced else float(values["error"])
         finite = values.pop("finite")
@@ -269,14 +283,14 @@ class KernelFn:
             self._raise_not_finite(values, kind, inputs)
         return values
 
-    def _compute(
-        self, key: Any, make: Callable[[Computation], Callable[..., Any]], kind: InputKind, inputs: Any
-    ) -> dict[str, Any]:
+    def _compute(self, key: Any, make: Make, names: tuple[str, ...], kind: InputKind, inputs: Any) -> dict[str, Any]:
         computation = self._computation(kind)
-        key = (kind, *key, tuple(computation.activations.values()))
+        key = (kind, *key, names, tuple(computation.activations.values()))
         if key not in self._compiled:
             with self._float64(kind):
-                function = make(computation)
+                function = make(computation, tuple(dict.fromkeys("ntk" if n == BY_PARAM else n for n in names)))
+            if BY_PARAM in names:
+                function = computation.by_param(function)
             self._compiled[key] = jax.jit(in_float64(function) if self._widens(kind) else function)
         return dict(self._compiled[key](self._weights, *inputs))
 

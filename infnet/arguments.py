@@ -17,6 +17,7 @@ from infnet.kernel import Kernel, Law
 
 PyTree = Any
 NAMES = ("nngp", "ntk")
+BY_PARAM = "ntk_by_param"
 
 
 def names_of(get: Any) -> tuple[str, ...]:
@@ -24,8 +25,10 @@ def names_of(get: Any) -> tuple[str, ...]:
     if get is None:
         return (*NAMES, "cov1", "cov2", "mean1", "mean2")
     names = (get,) if isinstance(get, str) else tuple(get) if isinstance(get, tuple | list) else ()
-    if not names or any(n not in NAMES for n in names) or len(set(names)) < len(names):
-        raise InputError(f'get must be "nngp", "ntk", a tuple of them, or None for a Kernel, not {get!r}')
+    if not names or any(n not in (*NAMES, BY_PARAM) for n in names) or len(set(names)) < len(names):
+        raise InputError(
+            f'get must be "nngp", "ntk", "ntk_by_param", a tuple of them, or None for a Kernel, not {get!r}'
+        )
     return names
 
 
@@ -149,11 +152,11 @@ class Inputs:
                 f'the kernel is of the {kernel.parameterization} parameterization, the model of "{parameterization}": '
                 "their tangent kernels cannot be added"
             )
-        pairs = InputMoments(kernel.nngp, kernel.ntk)
-        return (
-            kind_of([kernel.nngp], law_of(kernel)),
-            (InputMoments(kernel.cov1, mean=kernel.mean1), InputMoments(kernel.cov2, mean=kernel.mean2), pairs),
-        )
+        i = jnp.arange(len(kernel.ntk))
+        own = kernel.ntk[i, i] if kernel.symmetric else None
+        one = InputMoments(kernel.cov1, own, kernel.mean1)
+        two = InputMoments(kernel.cov2, own, kernel.mean2)
+        return kind_of([kernel.nngp], law_of(kernel)), (one, two, InputMoments(kernel.nngp, kernel.ntk))
 
     def _without_batch(self, x: Any) -> jax.ShapeDtypeStruct:
         if not hasattr(x, "shape") or not hasattr(x, "dtype"):

@@ -9,15 +9,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from infnet.activations import Activation
-from infnet.arguments import NAMES
+from infnet.arguments import BY_PARAM, NAMES
 from infnet.context import Context, InputMoments, Weights
 from infnet.errors import UnsupportedError
 from infnet.execute import Given, example_values, pair_moments
@@ -113,15 +114,16 @@ class Computation:
 
         return kernels
 
-    def composed(self, names: Sequence[str]) -> Callable[..., Arrays]:
+    def composed(self, names: Sequence[str], *, symmetric: bool) -> Callable[..., Arrays]:
         """The function of (weights, x1, x2, pairs) that computes everything in `names` if the input is random itself.
 
         Its arguments are `InputMoments`: of the examples, with leading axes n1 and n2, and of all pairs, (n1, n2).
+        `symmetric`: x2 is x1.
         """
         wanted = [n for n in names if n in NAMES]
         plan = self.plan(wanted, (1, 2))
         schedule = self.schedule(plan)
-        own = self._own(["nngp", *self._means()])
+        own = self._own([*(wanted if symmetric else ["nngp"]), *self._means()])
 
         def kernels(weights: Weights, x1: InputMoments, x2: InputMoments, pairs: InputMoments) -> Arrays:
             context = self.context(weights)
@@ -141,10 +143,28 @@ class Computation:
             rows, _ = tile_sizes(plan, n1, n2, False)
             every = (of_example(1)(x1), pairs)
             values = jax.vmap(row)(every) if rows >= n1 else jax.lax.map(row, every, batch_size=rows)
+            one = own(weights, x1) if symmetric or "cov1" in names else {}
+            if symmetric:
+                values.update({n: _with_diagonals(values[n], one[n], sharded=False) for n in wanted})
             values["error"] = self._worst(values)
             if "cov1" in names:
-                values.update(self._of_examples(own(weights, x1), own(weights, x2)))
+                values.update(self._of_examples(one, one if symmetric else own(weights, x2)))
             return {**values, "finite": _all_finite(values) | ~_all_finite([x1, x2, pairs])}
+
+        return kernels
+
+    def by_param(self, function: Callable[..., Arrays]) -> Callable[..., Arrays]:
+        """A function of (weights, *inputs) that computes the NTK, and here also the share of every parameter in it.
+
+        The NTK is linear in the learning rates. So a share is what it is when one parameter alone is trained.
+        """
+
+        def kernels(weights: Weights, *inputs: Any) -> Arrays:
+            rates = jnp.stack([jnp.asarray(rate, self.dtype) for rate in weights.learning_rate])
+            some = jnp.concatenate([rates[None], jnp.diag(rates)])  # all of them, and each alone
+            found = jax.vmap(lambda own: function(replace(weights, learning_rate=list(own)), *inputs))(some)
+            values: Arrays = jax.tree.map(itemgetter(0), found)
+            return {**values, BY_PARAM: [list(ntk[1:]) for ntk in found["ntk"]], "finite": found["finite"].all()}
 
         return kernels
 

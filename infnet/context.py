@@ -44,8 +44,8 @@ class Context:
         ntk_units: whether gradients are with respect to weights written as std * theta.
         dtype: in which moments are computed.
         activations: stand in for those of some nodes: series whose number of terms was chosen.
-        examples: the inputs of the examples, by side, and all that is computed from them. Of an input that is random
-            itself its moments: of the examples, and of the pair (0).
+        examples: the inputs of the examples, by side, and all that is computed from them.
+        inputs: of an input that is random itself, its moments: by side, and of the pair (0).
         known: the Known variables that the step reads, by variable and side.
         errors: bounds on relative errors that steps reported.
     """
@@ -54,7 +54,8 @@ class Context:
     ntk_units: bool
     dtype: Any
     activations: Mapping[int, Activation] = dataclasses.field(default_factory=dict)
-    examples: Mapping[int, KnownValues | InputMoments] = dataclasses.field(default_factory=dict)
+    examples: Mapping[int, KnownValues] = dataclasses.field(default_factory=dict)
+    inputs: Mapping[int, InputMoments] = dataclasses.field(default_factory=dict)
     known: Mapping[tuple[int, int], jax.Array] = dataclasses.field(default_factory=dict)
     errors: list[jax.Array] = dataclasses.field(default_factory=list)
 
@@ -126,7 +127,7 @@ class InputMoments:
 
     Attributes:
         s: second moment between all positions, `(h, h', w, w', ...)`, the first of the left example.
-        t: tangent kernel of a pair, likewise.
+        t: tangent kernel, likewise; None where only second moments of one example are known.
         mean: of an example, `(h, w, ...)`; None where it is zero or not known.
     """
 
@@ -141,13 +142,13 @@ jax.tree_util.register_dataclass(InputMoments, ["s", "t", "mean"], [])
 class KnownValues(Mapping[int, Any]):
     """Known variables of one example that depend on its inputs alone, computed by JAX when they are first asked for.
 
-    `inputs`: leaves, without the batch axis.
+    `inputs`: leaves, without the batch axis; none where the input is random itself.
     """
 
     def __init__(self, trace: Trace, inputs: Sequence[Any]):
         self._trace = trace
         twice = (jnp.broadcast_to(x, (2, *x.shape)) for x in inputs)
-        self._env = {**trace.constants, **dict(zip(trace.data_inputs, twice, strict=True))}
+        self._env = {**trace.constants, **dict(zip(trace.data_inputs, twice, strict=bool(inputs)))}
 
     def __getitem__(self, var: int) -> Any:
         if var not in self._env:

@@ -33,7 +33,7 @@ def example_values(schedule: Schedule, trace: Trace, context: Context, side: int
         inputs: leaves of the example, without the batch axis, or its moments.
     """
     values = Values()
-    context = replace(context, examples={side: _read(trace, inputs)})
+    context = _given(context, trace, {side: inputs})
     _run(schedule, context, side, {side: values})
     return values.picked(schedule.kept(side), schedule.places)
 
@@ -53,7 +53,7 @@ def pair_moments(
         the moments and means (None for zero), and the largest bound on the relative error if any step reported one.
     """
     if inputs is not None:
-        context = replace(context, examples={0: inputs})
+        context = replace(context, inputs={**context.inputs, 0: inputs})
     found = {**values, 0: Values()}
     _run(schedule, context, 0, found)
     errors = [e for v in found.values() for e in v.errors]
@@ -62,8 +62,11 @@ def pair_moments(
     return [results.read(request) for request in schedule.plan.outputs], worst
 
 
-def _read(trace: Trace, inputs: Given) -> KnownValues | InputMoments:
-    return inputs if isinstance(inputs, InputMoments) else KnownValues(trace, inputs)
+def _given(context: Context, trace: Trace, inputs: Mapping[int, Given]) -> Context:
+    """The context in which these examples are known, or these moments of examples and pairs."""
+    moments = {side: x for side, x in inputs.items() if isinstance(x, InputMoments)}
+    examples = {side: KnownValues(trace, () if isinstance(x, InputMoments) else x) for side, x in inputs.items()}
+    return replace(context, examples=examples, inputs=moments)
 
 
 def _run(schedule: Schedule, context: Context, side: int, values: Mapping[int, Values]) -> None:
@@ -80,7 +83,7 @@ def steps_one_by_one(
 ) -> Iterator[tuple[Step, Any]]:
     """Each step of a plan with its result, for one pair of examples; to find out where something goes wrong."""
     values = {side: Values() for side in (0, 1, 2)}
-    context = replace(context, examples={side: _read(trace, x) for side, x in inputs.items()})
+    context = _given(context, trace, inputs)
     results = Results(plan, {}, values)
     for step in plan.steps:
         run_step(step, context, results)

@@ -41,6 +41,7 @@ class Kernel:
         mean1: mean of one output channel for each example of x1, `(n1, *positions)`, where each axis appears once;
             None where it is zero, or not known.
         mean2: likewise for x2, `(n2, *positions)`.
+        symmetric: x2 is x1, so that the diagonal is each example with itself.
         law: what else a model needs to know that takes this output as its input; None where no model can, as of the
             covariance of two different outputs.
     """
@@ -54,6 +55,7 @@ class Kernel:
     parameterization: str
     mean1: jax.Array | None = None
     mean2: jax.Array | None = None
+    symmetric: bool = False
     law: Law | None = None
 
     @property
@@ -78,15 +80,16 @@ class Kernel:
 jax.tree_util.register_dataclass(
     Kernel,
     ["nngp", "ntk", "cov1", "cov2", "error", "mean1", "mean2"],
-    ["width", "parameterization", "law"],
+    ["width", "parameterization", "symmetric", "law"],
 )
 
 
 def _axes(shape: tuple[int, ...], name: str) -> str:
     """The shape with every axis named: `(n1=4, n2=3, h=8, h'=8)`."""
-    examples = {"cov1": ["n1"], "cov2": ["n2"]}.get(name, ["n1", "n2"])
-    count = (len(shape) - len(examples)) // 2
+    examples = {"1": ["n1"], "2": ["n2"]}.get(name[-1], ["n1", "n2"])
+    primes = ("",) if name.startswith("mean") else ("", "'")
+    count = (len(shape) - len(examples)) // len(primes)
     names = AXIS_NAMES if count <= len(AXIS_NAMES) else tuple(f"i{k}" for k in range(count))
-    positions = [label for k in range(count) for label in (names[k], names[k] + "'")]
+    positions = [names[k] + prime for k in range(count) for prime in primes]
     named = zip([*examples, *positions], shape, strict=True)
     return "(" + ", ".join(f"{label}={size}" for label, size in named) + ")"

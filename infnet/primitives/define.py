@@ -68,8 +68,12 @@ def define(
             jnp.expand_dims(x, 0) if axis is None else jnp.moveaxis(x, axis, 0)
             for x, axis in zip(operands, axes, strict=True)
         ]
+        size = max(x.shape[0] for x in lifted)
         outputs = primitive.bind(*lifted, **params)
-        return outputs, [0] * len(outputs)
+        # What depends on operands alone that are not mapped, is not mapped either.
+        mapped = [x.shape[0] == size for x in outputs]
+        outputs = [x if is_mapped else jnp.squeeze(x, 0) for x, is_mapped in zip(outputs, mapped, strict=True)]
+        return outputs, [0 if is_mapped else None for is_mapped in mapped]
 
     def _jvp(primals, tangents, **params):
         tangents = [ad.instantiate_zeros(t) for t in tangents]

@@ -23,7 +23,7 @@ def random_input_step(request: Ask, u: InputFeature, v: InputFeature) -> Step:
         return restrict(jnp.transpose(array, order).astype(context.dtype), full, request.layout)
 
     def evaluate(context: Any, results: Sequence[Any]) -> Moments:
-        given = context.examples[home(request)]
+        given = context.inputs[home(request)]
         return Moments(block(context, given.s), block(context, given.t) if request.ntk else None)
 
     return Step(request, "kernel", u.where, (), evaluate)
@@ -33,7 +33,7 @@ def mean_of_random_input(request: AskMean, node: InputFeature) -> Step:
     """The mean that is given."""
 
     def evaluate(context: Any, results: Sequence[Any]) -> jax.Array:
-        mean = context.examples[request.side].mean
+        mean = context.inputs[request.side].mean
         if node.zero_mean:
             return jnp.zeros(node.sizes, context.dtype)
         if mean is None:
