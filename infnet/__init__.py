@@ -10,3 +10,4 @@ from infnet.kernel import Kernel as Kernel
 from infnet.priors import Prior as Prior
 from infnet.priors import infer_priors as infer_priors
 from infnet.priors import override_priors as override_priors
+from infnet.provenance import recognise_prior as recognise_prior

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 import infnet
 from infnet.errors import InputError
+from infnet_flax import nnx as of_nnx
 
 PyTree = Any
 
@@ -26,18 +27,21 @@ def kernel_fn(
     *,
     variables: Mapping[str, Any] | None = None,
     priors: Mapping[str, infnet.Prior] | None = None,
+    method: str | Callable[..., PyTree] | None = None,
     init_kwargs: Mapping[str, Any] | None = None,
     call_kwargs: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> infnet.KernelFn:
-    """The kernel function of a linen module, as it is.
+    """The kernel function of a Flax module, as it is.
 
     Args:
-        module: any `nn.Module`; its initialisers say what the parameters' laws are.
+        module: any linen module; its initialisers say what the parameters' laws are. Or a module of NNX, or a function
+            of `rngs` that makes one: see `infnet_flax.nnx.kernel_fn`.
         example_x: an input `(n, ...)`, or a tuple of inputs if `__call__` takes several. Only shapes and dtypes count.
         variables: collections other than "params" to read as constants (`{"batch_stats": ...}`); a whole
             `variables` dictionary will do. Otherwise BatchNorm statistics are mean 0 and variance 1.
         priors: parameters whose law is given here rather than read off the initialiser, by path or glob.
+        method: the method to call instead of `__call__`, by name or as a function `(module, *inputs)`.
         init_kwargs: keyword arguments of `module.init`.
         call_kwargs: keyword arguments of `module.apply` (`{"train": False}`); also given to `init`. With
             `{"deterministic": False, "rngs": {"dropout": key}}` the kernel is that of the network with dropout.
@@ -47,10 +51,15 @@ def kernel_fn(
         infnet.errors.UnsupportedError: the model has no closed-form limit, or contains what infnet does not know.
         infnet.errors.PriorError: the law of a parameter could not be read; give it in `priors`.
     """
+    if of_nnx.makes_nnx(module):
+        if init_kwargs is not None:
+            raise InputError("init_kwargs are those of `init` of a linen module; an NNX module has none")
+        given: dict[str, Any] = {"variables": variables, "priors": priors, "call_kwargs": call_kwargs, **options}
+        return of_nnx.kernel_fn(module, example_x, method=method or "__call__", **given)
     if not isinstance(module, nn.Module):
         raise InputError(f"kernel_fn takes a flax.linen Module instance, not {module!r}")
     inputs = example_x if isinstance(example_x, tuple) else (example_x,)
-    call_kwargs = dict(call_kwargs or {})
+    call_kwargs = {**(call_kwargs or {}), **({} if method is None else {"method": method})}
     rngs = call_kwargs.pop("rngs", None) or {}
 
     def init(key: jax.Array, *args: PyTree) -> PyTree:
