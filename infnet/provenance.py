@@ -11,6 +11,7 @@ were trained, loaded from elsewhere or drawn with another standard deviation do 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -75,7 +76,7 @@ def recognise_prior(values: jax.Array, shape: tuple[int, ...] | None = None) -> 
     return None
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def _law(initializer: Initializer, shape: tuple[int, ...], dtype: Any) -> Prior | None:
     try:
         return infer_priors(lambda key: initializer(key, shape, dtype))
@@ -93,7 +94,7 @@ def _plausible(law: Prior, array: np.ndarray) -> bool:
 def _made(initializer: Initializer, array: np.ndarray) -> bool:
     """Whether some random bits make `initializer` return `array`, to the last digit."""
     values = array.astype(np.float64)
-    from_bits = _function_of_bits(initializer, array)
+    from_bits = _function_of_bits(initializer, array.shape, array.dtype)
     low, high = (np.full(array.shape, bits, np.uint64) for bits in (0, np.iinfo(np.uint64).max))
     if (from_bits(low) > values).any() or (from_bits(high) < values).any():
         return False
@@ -108,9 +109,12 @@ def _made(initializer: Initializer, array: np.ndarray) -> bool:
     return bool(np.log2(np.maximum(floats, 1.0)).sum() >= BITS) and _look_uniform(low.ravel() / 2.0**64)
 
 
-def _function_of_bits(initializer: Initializer, array: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+@functools.lru_cache(maxsize=256)
+def _function_of_bits(
+    initializer: Initializer, shape: tuple[int, ...], dtype: Any
+) -> Callable[[np.ndarray], np.ndarray]:
     """The initialiser as an elementwise function of integers, whose leading bits are those that it asks for."""
-    size = array.size
+    size = math.prod(shape)
 
     def random_bits(key: jax.Array, width: int, shape: tuple[int, ...]) -> jax.Array:
         upper, lower = key[:size].reshape(shape), key[size:].reshape(shape)
@@ -127,7 +131,7 @@ def _function_of_bits(initializer: Initializer, array: np.ndarray) -> Callable[[
 
     @jax.jit
     def draw(words: jax.Array) -> jax.Array:
-        return initializer(jax.random.wrap_key_data(words, impl=generator), array.shape, array.dtype)
+        return initializer(jax.random.wrap_key_data(words, impl=generator), shape, dtype)
 
     def from_bits(bits: np.ndarray) -> np.ndarray:
         flat = bits.ravel()

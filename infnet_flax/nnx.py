@@ -65,11 +65,11 @@ def kernel_fn(
         infnet.errors.InputError: `module` is something else, or a variable is drawn at random and not given.
     """
     if isinstance(module, nnx.Module):
-        graph, params, state = nnx.split(module, nnx.Param, ...)
+        graph, params, state = _split(module)
         laws, own = _recognised(module, params), _held(state)
     else:
         make = _maker(module)
-        graph, params, state = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))), nnx.Param, ...)
+        graph, params, state = _split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
         laws, own = _traced(make, state)
     laws = infnet.override_priors(laws, priors) if priors else laws
     _check_known(laws)
@@ -91,9 +91,16 @@ def split(
         The function, to which all variables other than `nnx.Param` are constants, as the module has them; and the
         values of the parameters as nested dictionaries.
     """
-    graph, params, state = nnx.split(module, nnx.Param, ...)
+    graph, params, state = _split(module)
     constants = _by_path(nnx.to_pure_dict(state))
     return _apply((graph, params, state), constants, method, call_kwargs), nnx.to_pure_dict(params)
+
+
+def _split(module: nnx.Module) -> tuple[Any, nnx.State, nnx.State]:
+    """What is static, the parameters, and all other variables."""
+    split: Any = nnx.split
+    graph, params, state = split(module, nnx.Param, ...)
+    return graph, params, state
 
 
 def _apply(
@@ -107,15 +114,23 @@ def _apply(
     def apply(values: PyTree, *inputs: PyTree) -> PyTree:
         # A module of its own for every call: what the call changes is thrown away.
         module = nnx.merge(graph, _filled(params, _by_path(values)), _filled(state, constants))
-        bound = getattr(module, method) if isinstance(method, str) else functools.partial(method, module)
+        bound = _method(module, method)
         return bound(*inputs, **(call_kwargs or {}))
 
     return apply
 
 
+def _method(module: nnx.Module, method: str | Callable[..., PyTree]) -> Callable[..., PyTree]:
+    if not isinstance(method, str):
+        return functools.partial(method, module)
+    if not callable(getattr(module, method, None)):
+        raise InputError(f"{type(module).__name__} has no method {method!r}")
+    return getattr(module, method)
+
+
 def _filled(state: nnx.State, values: Mapping[str, Any]) -> nnx.State:
     """A state of the same variables as `state`, with other values, by path."""
-    tree = jax.tree.structure(state)
+    tree: Any = jax.tree.structure(state)
     leaves: list[Any] = [None] * tree.num_leaves
     for name, i in _by_path(nnx.to_pure_dict(jax.tree.unflatten(tree, range(tree.num_leaves)))).items():
         leaves[i] = values[name]
@@ -143,8 +158,8 @@ def _traced(make: Callable[[nnx.Rngs], nnx.Module], state: nnx.State) -> tuple[P
     """The laws of the parameters, and of other variables the values, or their law where they are random."""
 
     def init(key: jax.Array) -> tuple[PyTree, PyTree]:
-        _, params, others, _ = nnx.split(make(nnx.Rngs(key)), nnx.Param, nnx.Not(nnx.RngState), ...)
-        return nnx.to_pure_dict(params), nnx.to_pure_dict(others)
+        _, params, others = _split(make(nnx.Rngs(key)))
+        return nnx.to_pure_dict(params), nnx.to_pure_dict(nnx.filter_state(others, nnx.Not(nnx.RngState)))
 
     laws, others = infnet.infer_priors(init)
     own = _by_path(others)
