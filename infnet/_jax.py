@@ -11,6 +11,7 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr, DebugInfo, Jaxpr, JaxprEqn, Literal, Primitive, Var, jaxpr_as_fun
 from jax.extend.core import primitives as lax_primitives
+from jax.extend.random import define_prng_impl
 from jax.extend.source_info_util import register_exclusion, summarize
 from jax.interpreters import ad, batching, mlir
 
@@ -23,6 +24,7 @@ __all__ = [
     "Var",
     "ad",
     "batching",
+    "define_prng_impl",
     "evaluate_equation",
     "jaxpr_as_fun",
     "jit_is_disabled",
