@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import haiku as hk
 import jax
@@ -52,25 +52,88 @@ def kernel_fn(
         infnet.errors.PriorError: the law of a parameter could not be read; give it in `priors`.
         infnet.errors.InputError: `transformed` is something else, or `state` is not the state of this function.
     """
+    found = functions(
+        transformed,
+        example_x,
+        state=state,
+        priors=priors,
+        rng=rng,
+        init_kwargs=init_kwargs,
+        call_kwargs=call_kwargs,
+    )
+    return infnet.kernel_fn(found.apply, found.priors, example_x, **options)
+
+
+class Functions(NamedTuple):
+    """A transform as pure functions of its parameters.
+
+    Attributes:
+        init: `(key, *inputs) -> params`.
+        apply: `(params, *inputs) -> outputs`.
+        priors: the laws of the parameters.
+    """
+
+    init: Callable[..., PyTree]
+    apply: Callable[..., PyTree]
+    priors: PyTree
+
+
+def functions(
+    transformed: hk.Transformed | hk.TransformedWithState,
+    example_x: PyTree,
+    *,
+    state: Mapping[str, Any] | None = None,
+    priors: Mapping[str, infnet.Prior] | None = None,
+    rng: jax.Array | None = None,
+    init_kwargs: Mapping[str, Any] | None = None,
+    call_kwargs: Mapping[str, Any] | None = None,
+) -> Functions:
+    """The pure functions of a transform; arguments as of `kernel_fn`.
+
+    Raises:
+        infnet.errors.PriorError, infnet.errors.InputError: as `kernel_fn`.
+    """
     if not isinstance(transformed, hk.Transformed | hk.TransformedWithState):
         raise InputError(f"kernel_fn takes the result of hk.transform or hk.transform_with_state, not {transformed!r}")
-    inputs = infnet.example_args(example_x)
     keywords = dict(call_kwargs or {})
-    of_init = {**keywords, **(init_kwargs or {})}
     with_state = isinstance(transformed, hk.TransformedWithState)
-    laws = infnet.infer_priors(lambda key, *args: transformed.init(key, *args, **of_init), *inputs)
+
+    def init(key: jax.Array, *args: PyTree) -> PyTree:
+        return transformed.init(key, *args, **{**keywords, **(init_kwargs or {})})
+
+    laws = infnet.infer_priors(init, *infnet.example_args(example_x))
     laws, laws_of_state = laws if with_state else (laws, {})
     laws = infnet.override_priors(laws, priors) if priors else laws
-    constants = _constants(laws_of_state, state)
+    apply = pure_apply(transformed, _constants(laws_of_state, state), rng)
+
+    def apply_as_called(params: PyTree, *args: PyTree) -> PyTree:
+        return apply(params, *args, **keywords)
+
+    def init_params(key: jax.Array, *args: PyTree) -> PyTree:
+        return init(key, *args)[0] if with_state else init(key, *args)
+
+    return Functions(init_params, apply_as_called, laws)
+
+
+def pure_apply(
+    transformed: hk.Transformed | hk.TransformedWithState, state: Mapping[str, Any], rng: jax.Array | None
+) -> Callable[..., PyTree]:
+    """`transformed.apply` as a function of the parameters: `apply(params, *inputs, **kwargs)`.
+
+    Args:
+        transformed: with or without state, with or without `hk.without_apply_rng`.
+        state: as a constant: what it becomes in a call is not used.
+        rng: a constant too.
+    """
     rngs = (rng,) if "rng" in inspect.signature(transformed.apply).parameters else ()
 
-    def apply(params: PyTree, *args: PyTree) -> PyTree:
-        if not with_state:
-            return transformed.apply(params, *rngs, *args, **keywords)
-        output, _ = transformed.apply(params, constants, *rngs, *args, **keywords)
-        return output  # what the state becomes is not used
+    def apply(params: PyTree, *args: PyTree, **kwargs: Any) -> PyTree:
+        if not isinstance(transformed, hk.TransformedWithState):
+            return transformed.apply(params, *rngs, *args, **kwargs)
+        output, _ = transformed.apply(params, state, *rngs, *args, **kwargs)
+        return output
 
-    return infnet.kernel_fn(apply, laws, example_x, **options)
+    return apply
 
 
 def _constants(laws: Mapping[str, Any], state: Mapping[str, Any] | None) -> dict[str, Any]:
