@@ -7,7 +7,15 @@ from infnet.api import KernelFn as KernelFn
 from infnet.api import kernel_fn as kernel_fn
 from infnet.arguments import example_args as example_args
 from infnet.custom import custom_kernel as custom_kernel
+from infnet.empirical import empirical_kernel_fn as empirical_kernel_fn
+from infnet.empirical import empirical_nngp_fn as empirical_nngp_fn
+from infnet.empirical import empirical_ntk_fn as empirical_ntk_fn
+from infnet.empirical import empirical_ntk_vp_fn as empirical_ntk_vp_fn
 from infnet.kernel import Kernel as Kernel
+from infnet.linearize import linearize as linearize
+from infnet.linearize import taylor_expand as taylor_expand
+from infnet.monte_carlo import Estimate as Estimate
+from infnet.monte_carlo import monte_carlo_kernel_fn as monte_carlo_kernel_fn
 from infnet.priors import Prior as Prior
 from infnet.priors import infer_priors as infer_priors
 from infnet.priors import override_priors as override_priors

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from operator import itemgetter
 from typing import Any
 
@@ -16,7 +15,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from infnet.accuracy import largest_variances, raise_not_finite, series_nodes, settled
-from infnet.arguments import BY_PARAM, NAMES, InputKind, Inputs, kind_of, learning_rates, names_of, one_of, positive
+from infnet.arguments import (
+    BY_PARAM,
+    NAMES,
+    InputKind,
+    Inputs,
+    kind_of,
+    learning_rates,
+    named_kernels,
+    names_of,
+    one_of,
+    positive,
+)
 from infnet.computation import Computation
 from infnet.context import Weights
 from infnet.errors import InputError, NumericalError
@@ -192,7 +202,7 @@ class KernelFn:
         if isinstance(get, str):
             return self._tree_of(values[get])
         rows = zip(*(values[n] for n in names), strict=True)
-        return self._tree_of([_namedtuple(tuple(names))(*arrays) for arrays in rows])
+        return self._tree_of([named_kernels(tuple(names))(*arrays) for arrays in rows])
 
     def _kernels(self, values: Mapping[str, Any], kind: InputKind, symmetric: bool) -> list[Kernel]:
         pairs, names = self._computation(kind).program.outputs, names_of(None)
@@ -350,11 +360,6 @@ class KernelFn:
         with self._float64(kind):
             computation = self._computation(kind)
             raise_not_finite(computation, computation.plan(NAMES, (1, 2)), self._weights, examples)
-
-
-@cache
-def _namedtuple(names: tuple[str, ...]) -> Callable[..., Any]:
-    return namedtuple("Kernels", names)
 
 
 def _may_be_sharded(inputs: Sequence[jax.Array]) -> bool:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Mapping, Sequence
+from collections import namedtuple
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -30,6 +32,12 @@ def names_of(get: Any) -> tuple[str, ...]:
             f'get must be "nngp", "ntk", "ntk_by_param", a tuple of them, or None for a Kernel, not {get!r}'
         )
     return names
+
+
+@cache
+def named_kernels(names: tuple[str, ...]) -> Callable[..., Any]:
+    """The namedtuple of the kernels that a tuple `get` asks for."""
+    return namedtuple("Kernels", names)
 
 
 def one_of(name: str, value: Any, allowed: Sequence[str]) -> None:

@@ -25,19 +25,28 @@ BATCH_SIZES = (2, 3)
 CUSTOM_CALLS = frozenset({lax_p.custom_jvp_call_p, lax_p.custom_vjp_call_p})
 
 
-def trace_at_batch_sizes(apply_fn: Callable[..., Any], params: Any, inputs: Sequence[Any]) -> list[Flat]:
-    """Trace `apply_fn(params, *inputs)` abstractly, once for each of `BATCH_SIZES`.
+def trace_at_batch_sizes(
+    apply_fn: Callable[..., Any],
+    params: Any,
+    inputs: Sequence[Any],
+    *,
+    sizes: Sequence[int] = BATCH_SIZES,
+    unroll: bool = True,
+) -> list[Flat]:
+    """Trace `apply_fn(params, *inputs)` abstractly, once for each of `sizes`.
 
     Args:
         apply_fn: the function, its inputs with a leading batch axis.
         params: pytree of `jax.ShapeDtypeStruct`.
         inputs: pytrees of `jax.ShapeDtypeStruct`, without the batch axis.
+        sizes: the batch sizes.
+        unroll: read the parameters as random; otherwise as data, over which loops stay whole.
 
     Raises:
         InputError: the model cannot be traced on inputs of these shapes.
     """
-    n_params = len(jax.tree.leaves(params))
-    return [flatten(_jaxpr_at(apply_fn, params, inputs, size), n_params) for size in BATCH_SIZES]
+    n_params = len(jax.tree.leaves(params)) if unroll else 0
+    return [flatten(_jaxpr_at(apply_fn, params, inputs, size), n_params) for size in sizes]
 
 
 def _jaxpr_at(apply_fn: Callable[..., Any], params: Any, inputs: Sequence[Any], size: int) -> ClosedJaxpr:

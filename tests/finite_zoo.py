@@ -1,0 +1,183 @@
+"""Finite networks for the empirical kernels, and the kernels by their definition: products of dense Jacobians."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax import lax
+
+
+class Network(NamedTuple):
+    f: Callable[..., Any]
+    params: Any
+    x1: Any
+    x2: Any
+
+
+class Images(nn.Module):
+    """Convolution, pooling (average and maximum), a norm, a dense layer."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.tanh(nn.Conv(3, (3, 3))(x))
+        x = nn.max_pool(x, (2, 2), (2, 2))
+        x = nn.GroupNorm(1)(nn.Conv(2, (2, 2), padding="CIRCULAR", strides=(1, 1))(x))
+        return nn.Dense(2)(nn.relu(nn.avg_pool(x, (2, 2))).reshape((x.shape[0], -1)))
+
+
+class Statistics(nn.Module):
+    running: bool
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.BatchNorm(use_running_average=self.running)(nn.Dense(4)(x))
+        return nn.Dense(2)(nn.tanh(x))
+
+
+class Tokens(nn.Module):
+    """An embedding, attention, and positions in the output."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Embed(5, 4)(x) + self.param("positions", nn.initializers.normal(), (3, 4))
+        x = nn.LayerNorm()(x + nn.MultiHeadDotProductAttention(2)(x))
+        return nn.Dense(2)(x)
+
+
+class Recurrent(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(2)(nn.RNN(nn.SimpleCell(3, param_dtype=float))(x)[:, -1])
+
+
+def _shared(p, x):
+    h = jnp.tanh(x @ p["w"])
+    return jnp.tanh(h @ p["w"]) @ p["w"].T
+
+
+def _several(p, x):
+    h = jnp.tanh(x["a"] @ p["w"] + x["b"][:, None])
+    return {"scalars": h.sum(1), "images": (h @ p["v"]).reshape(-1, 2, 2) * p["scale"]}
+
+
+def _complex_outputs(p, x):
+    h = jnp.tanh(x @ p["w"])
+    return jnp.exp(1j * h) @ p["v"]
+
+
+def _wavefunction(p, x):
+    """Complex and real parameters; holomorphic in the complex ones."""
+    return jnp.tanh(x @ p["w"] + p["b"] * jnp.sum(p["real"] ** 2)) @ p["v"]
+
+
+def _scanned(p, x):
+    return lax.scan(lambda h, w: (jnp.sin(h @ w), h.sum(-1)), x, p["w"])[0]
+
+
+def _arrays(**shapes: tuple[Any, ...]) -> dict[str, np.ndarray]:
+    rng = np.random.RandomState(0)
+
+    def array(kind: str, *shape: int) -> np.ndarray:
+        x = rng.standard_normal(shape) / max(1, shape[0] if shape else 1) ** 0.5
+        return x + 1j * rng.standard_normal(shape) / 2 if kind == "complex" else x
+
+    return {name: array(*shape) for name, shape in shapes.items()}
+
+
+def _inputs(*shape: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.RandomState(1)
+    return rng.standard_normal((3, *shape)), rng.standard_normal((2, *shape))
+
+
+def _linen(module: nn.Module, x1: Any, x2: Any) -> Network:
+    state, params = _split(module.init(jax.random.key(0), x1))
+    rng = np.random.RandomState(2)
+    params = jax.tree.map(lambda p: p.astype(float) + 0.1 * rng.standard_normal(p.shape), params)
+    state = jax.tree.map(lambda s: s.astype(float) + 0.5, state)
+
+    def f(params, x):
+        return module.apply({"params": params, **state}, x, mutable=list(state))[0]
+
+    return Network(f, params, x1, x2)
+
+
+def _split(variables: Any) -> tuple[Any, Any]:
+    return {k: v for k, v in variables.items() if k != "params"}, variables["params"]
+
+
+TOKENS = np.array([[0, 1, 2], [4, 4, 0], [3, 1, 1]]), np.array([[2, 2, 1], [0, 4, 3]])
+
+NETWORKS: dict[str, Callable[[], Network]] = {
+    "dense": lambda: _linen(nn.Sequential([nn.Dense(4), nn.gelu, nn.Dense(3)]), *_inputs(3)),
+    "images": lambda: _linen(Images(), *_inputs(6, 6, 2)),
+    "running statistics": lambda: _linen(Statistics(True), *_inputs(3)),
+    "batch statistics": lambda: _linen(Statistics(False), *_inputs(3)),
+    "tokens": lambda: _linen(Tokens(), *TOKENS),
+    "recurrent": lambda: _linen(Recurrent(), *_inputs(4, 2)),
+    "scanned": lambda: Network(_scanned, _arrays(w=("real", 3, 2, 2)), *_inputs(2)),
+    "shared weights": lambda: Network(_shared, _arrays(w=("real", 3, 3)), *_inputs(3)),
+    "several outputs": lambda: Network(
+        _several,
+        _arrays(w=("real", 3, 4), v=("real", 4, 4), scale=("real",)),
+        *({"a": x, "b": x[:, 0]} for x in _inputs(3)),
+    ),
+    "complex outputs": lambda: Network(_complex_outputs, _arrays(w=("real", 3, 4), v=("real", 4, 2)), *_inputs(3)),
+    "complex parameters": lambda: Network(
+        _wavefunction,
+        _arrays(w=("complex", 3, 4), v=("complex", 4, 2), b=("complex", 4), real=("real", 2)),
+        *_inputs(3),
+    ),
+}
+
+
+def dense_jacobians(f: Callable[..., Any], params: Any, x: Any) -> Any:
+    """Of each output `(its axes, number of parameters)`: a pytree of the outputs of lists over parameters."""
+    y = f(params, x)
+
+    def of_output(part: Callable[[jax.Array], jax.Array], holomorphic: bool) -> Any:
+        return jax.jacrev(lambda p: jax.tree.map(part, f(p, x)), holomorphic=holomorphic)
+
+    if not any(map(jnp.iscomplexobj, jax.tree.leaves(y))):
+        parts = of_output(lambda z: z, False)(params)
+    else:
+        flags = jax.tree.map(jnp.iscomplexobj, params)
+        real = jax.tree.map(lambda p, c: jnp.zeros(()) if c else p, params, flags)
+
+        def with_real(real):
+            merged = jax.tree.map(lambda p, r, c: p if c else r, params, real, flags)
+            return f(merged, x)
+
+        def only_complex(complex_leaves):
+            merged = jax.tree.map(lambda p, z, c: z if c else p, params, complex_leaves, flags)
+            return f(merged, x)
+
+        re = jax.jacfwd(lambda r: with_real(r).real)(real)
+        im = jax.jacfwd(lambda r: with_real(r).imag)(real)
+        hol = jax.jacfwd(only_complex, holomorphic=True)(jax.tree.map(lambda p: p + 0j, params))
+        parts = jax.tree.map(lambda a, b, h, c: h if c else a + 1j * b, re, im, hol, flags)
+    leaves, tree = jax.tree.flatten(y)
+    rows = [jax.tree.leaves(p) for p in tree.flatten_up_to(parts)]
+    return [[np.asarray(j).reshape(*leaf.shape, -1) for j in row] for leaf, row in zip(leaves, rows, strict=True)]
+
+
+def full_product(one: np.ndarray, two: np.ndarray) -> np.ndarray:
+    """`(*axes1, *axes2)` of factors `(*axes, k)`."""
+    return np.tensordot(one, two.conj(), (-1, -1))
+
+
+def reduced(full: np.ndarray, trace: tuple[int, ...], diagonal: tuple[int, ...]) -> np.ndarray:
+    """Traces and diagonals of `(*axes1, *axes2)`, entry by entry; the result has each axis twice, in natural order."""
+    rank = full.ndim // 2
+    order = [axis for k in range(rank) for axis in (k, rank + k)]
+    result = full.transpose(order)
+    for k in reversed(range(rank)):
+        if k in trace:
+            result = np.trace(result, axis1=2 * k, axis2=2 * k + 1) / full.shape[k]
+        elif k in diagonal:
+            result = np.moveaxis(np.diagonal(result, axis1=2 * k, axis2=2 * k + 1), -1, 2 * k)
+    return result
