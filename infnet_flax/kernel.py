@@ -10,12 +10,14 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import infnet
 from infnet.errors import InputError
 from infnet_flax import nnx as of_nnx
 
 PyTree = Any
+STATISTICS = {"mean": 0.0, "var": 1.0}
 
 # Errors then name the line of the model that uses a layer, not Flax's own. This is process-wide: JAX keeps one list.
 infnet.exclude_from_source_lines(str(Path(flax.__file__).parent))
@@ -44,7 +46,8 @@ def kernel_fn(
         method: the method to call instead of `__call__`, by name or as a function `(module, *inputs)`.
         init_kwargs: keyword arguments of `module.init`.
         call_kwargs: keyword arguments of `module.apply` (`{"train": False}`); also given to `init`. With
-            `{"deterministic": False, "rngs": {"dropout": key}}` the kernel is that of the network with dropout.
+            `{"deterministic": False, "rngs": {"dropout": key}}` the kernel is that of the network with dropout. With
+            `{"mutable": ["intermediates"]}` the outputs are what `apply` returns then: see `output`.
         **options: of `infnet.kernel_fn` (`parameterization`, `trainable`, `lr_scale`, `output`).
 
     Raises:
@@ -61,37 +64,67 @@ def kernel_fn(
     inputs = example_x if isinstance(example_x, tuple) else (example_x,)
     call_kwargs = {**(call_kwargs or {}), **({} if method is None else {"method": method})}
     rngs = call_kwargs.pop("rngs", None) or {}
+    of_apply = {name: call_kwargs.pop(name) for name in ("mutable", "capture_intermediates") if name in call_kwargs}
+    if isinstance(method, str) and not callable(getattr(type(module), method, None)):
+        raise InputError(f"{type(module).__name__} has no method {method!r}")
 
     def init(key: jax.Array, *args: PyTree) -> PyTree:
         return module.init({**rngs, "params": key}, *args, **{**call_kwargs, **(init_kwargs or {})})
 
     laws = infnet.infer_priors(init, *inputs)
     laws = infnet.override_priors(laws, priors) if priors else laws
-    state = _constants(laws, variables)
+    state, unknown = _constants(laws, variables)
 
     def apply(params: PyTree, *args: PyTree) -> PyTree:
         variables = {**state, "params": params}
-        if not state:
-            return module.apply(variables, *args, rngs=rngs, **call_kwargs)
+        if not state or of_apply:
+            return module.apply(variables, *args, rngs=rngs, **call_kwargs, **of_apply)
         output, _ = module.apply(variables, *args, rngs=rngs, **call_kwargs, mutable=list(state))
         return output  # what the other collections become is not used
 
-    return infnet.kernel_fn(apply, laws.get("params", {}), example_x, **options)
+    params = laws.get("params", {})
+    if unknown:
+        _check_not_needed(unknown, lambda: jax.eval_shape(apply, _shapes(params), *_shapes(inputs)))
+    return infnet.kernel_fn(apply, params, example_x, **options)
 
 
-def _constants(laws: Mapping[str, Any], variables: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The collections that are not parameters: as given, or the mean of what `init` makes of them."""
+def _shapes(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree, is_leaf=lambda x: hasattr(x, "shape"))
+
+
+def _check_not_needed(unknown: Mapping[str, str], call: Callable[[], Any]) -> None:
+    """Collections that are written only, as those of `sow` are, need no values."""
+    try:
+        call()
+    except flax.errors.FlaxError as error:
+        paths = ", ".join(unknown.values())
+        raise InputError(
+            f"`init` draws {paths} at random or computes it from the inputs, so its values are not known: give them in "
+            f"`variables`, for example variables={{{next(iter(unknown))!r}: ...}}"
+        ) from error
+
+
+def _constants(laws: Mapping[str, Any], variables: Mapping[str, Any] | None) -> tuple[dict[str, Any], dict[str, str]]:
+    """The collections that are not parameters: as given, or as `init` makes them, which may be unknown.
+
+    Returns:
+        The collections; and of those whose values are not known, the path of a variable by collection.
+    """
     given = {name: value for name, value in (variables or {}).items() if name != "params"}
     unknown = set(given) - set(laws)
     if unknown:
         known = sorted(set(laws) - {"params"})
         raise InputError(f"variables holds {sorted(unknown)}, but the module's own collections are {known}")
 
-    def standard(path: tuple[Any, ...], law: infnet.Prior) -> jax.Array:
-        name = jax.tree_util.keystr(path[-1:], simple=True)
-        value = {"mean": 0.0, "var": 1.0}.get(name, law.mean) if path[0].key == "batch_stats" else law.mean
-        return jnp.full(law.shape, jnp.asarray(value, law.dtype))
+    unknown_paths: dict[str, str] = {}
+
+    def standard(path: tuple[Any, ...], law: Any) -> Any:
+        value = STATISTICS.get(jax.tree_util.keystr(path[-1:], simple=True)) if path[0].key == "batch_stats" else None
+        if value is None and (not isinstance(law, infnet.Prior) or np.any(law.std)):
+            unknown_paths[path[0].key] = repr(jax.tree_util.keystr(path, simple=True, separator="/"))
+            return None
+        return jnp.full(law.shape, jnp.asarray(law.mean if value is None else value, law.dtype))
 
     own = {name: tree for name, tree in laws.items() if name != "params" and name not in given}
     own = jax.tree_util.tree_map_with_path(standard, own, is_leaf=lambda leaf: isinstance(leaf, infnet.Prior))
-    return {**own, **given}
+    return {**{name: tree for name, tree in own.items() if name not in unknown_paths}, **given}, unknown_paths

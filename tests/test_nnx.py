@@ -266,6 +266,15 @@ def test_paths_are_those_of_nnx(float64):
     assert 0 < frozen[0, 0] < infnet_flax.kernel_fn(mlp, x)(x, get="ntk")[0, 0]
 
 
+def test_masks_and_rates_that_are_states(float64):
+    params = nnx.state(mlp(nnx.Rngs(0)), nnx.Param)
+    of_first = jax.tree_util.tree_map_with_path(lambda path, _: path[1].key == 0, params)
+    x = jnp.asarray(X, jnp.float32)
+    found = infnet_flax.kernel_fn(mlp, x, trainable=of_first)(x, get="ntk")
+    expected = infnet_flax.kernel_fn(mlp, x, lr_scale={"layers": {0: 0.5, 2: 0}})(x, get="ntk")
+    np.testing.assert_allclose(found, 2 * expected, rtol=1e-6)
+
+
 def test_modules_are_not_changed():
     module = Plain(nnx.Rngs(0), depth=11)
     before = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(module, nnx.Not(nnx.RngKey))))
