@@ -156,9 +156,7 @@ def table(results: Results) -> Table:
 
 def draw(results: Results, path: Path) -> None:
     figure = Figure(figsize=(17, 5), dpi=130, layout="constrained")
-    figure.suptitle(
-        "A pre-activation ResNet, annotated: its infinite-width limit on handwritten digits", fontsize=16
-    )
+    figure.suptitle("A pre-activation ResNet, annotated: its infinite-width limit on handwritten digits", fontsize=16)
     left, middle, right = figure.subplots(1, 3)
     draw_shares(left, results.shares)
     draw_accuracies(middle, results)

@@ -71,9 +71,9 @@ def kernel_fn(
             Or the `Kernel` of another model, for a model whose inputs are that one's outputs, channels last.
         parameterization: "as_model" for the NTK of the model as it is written, gradients with respect to the
             parameters themselves; "ntk" as if every weight were written as std * theta.
-        trainable: which parameters are trained: a predicate on the path, a mapping from glob to bool, or a pytree of
-            bool. The others leave the NTK.
-        lr_scale: relative learning rates: a mapping from glob to number, or a pytree of numbers.
+        trainable: which parameters are trained: a predicate on the path, a mapping from path or glob to bool, or a
+            pytree of bool, such as a mask of optax. The others leave the NTK.
+        lr_scale: relative learning rates: a mapping from path or glob to number, or a pytree of numbers.
         output: picks from structured outputs (`lambda y: y["logits"]`). Several outputs give a pytree of kernels.
         cross: of several outputs, also the covariances of different ones, channel by channel: a pytree of pytrees, as
             `jax.hessian` nests them. Their positions come one after the other, `(n1, n2, *positions, *positions')`.

@@ -5,13 +5,14 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections import namedtuple
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from numbers import Real
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from infnet.context import InputMoments
 from infnet.errors import InputError
@@ -191,9 +192,19 @@ def _batch_first(x: jax.Array, batch_axis: int) -> jax.Array:
 
 def learning_rates(paths: Sequence[str], tree: Any, trainable: Any, lr_scale: Any) -> list[float]:
     """The relative learning rate of each parameter: 0 where it is frozen."""
-    trained = _by_path(paths, tree, trainable, "trainable", True)
+    predicate = (lambda path: bool(trainable(path))) if callable(trainable) else trainable
+    trained = _by_path(paths, tree, predicate, "trainable", True)
     scales = _by_path(paths, tree, lr_scale, "lr_scale", 1.0)
+    for path, t, s in zip(paths, trained, scales, strict=True):
+        if not isinstance(_number(t), bool):
+            raise InputError(f"trainable must be True or False for each parameter, but for {path!r} it is {t!r}")
+        if not isinstance(_number(s), Real) or not 0 <= float(s) < math.inf:
+            raise InputError(f"lr_scale must be a number for each parameter, 0 or above; for {path!r} it is {s!r}")
     return [float(s) if t else 0.0 for t, s in zip(trained, scales, strict=True)]
+
+
+def _number(x: Any) -> Any:  # of NumPy's and JAX's scalars
+    return x.item() if np.size(x) == 1 and hasattr(x, "item") else x
 
 
 def _by_path(paths: Sequence[str], tree: Any, choice: Any, name: str, default: Any) -> list[Any]:
@@ -206,13 +217,26 @@ def _by_path(paths: Sequence[str], tree: Any, choice: Any, name: str, default: A
     if not isinstance(choice, Mapping):
         raise InputError(f"{name} must be a predicate on parameter paths, a mapping from glob to value, or a pytree")
     values = [default] * len(paths)
-    for pattern, value in choice.items():
-        short = [path.removeprefix("params/") for path in paths]
-        found = [
-            i for i, p in enumerate(paths) if fnmatch.fnmatchcase(p, pattern) or fnmatch.fnmatchcase(short[i], pattern)
-        ]
+    # Nested mappings, as the masks of optax are, are mappings from path to value: a path is a glob that matches itself,
+    # and all that is below it.
+    for pattern, value in _flat(choice):
+        found = [i for i, path in enumerate(paths) if _matches(path, pattern)]
         if not found:
             raise InputError(f"{name}: no parameter matches {pattern!r}; the parameters are {', '.join(paths)}")
         for i in found:
             values[i] = value
     return values
+
+
+def _flat(choice: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in choice.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}/")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _matches(path: str, pattern: str) -> bool:
+    short = pattern.removeprefix("params/")
+    patterns = [pattern, f"{pattern}/*", short, f"{short}/*"]
+    return any(fnmatch.fnmatchcase(p, q) for p in (path, path.removeprefix("params/")) for q in patterns)

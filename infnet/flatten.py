@@ -19,7 +19,7 @@ from infnet._jax import ClosedJaxpr, JaxprEqn, Literal, scan_counts, summarize
 from infnet._jax import lax_primitives as lax_p
 from infnet.errors import InputError, Where
 from infnet.numpy_rules import CALLS, called_jaxpr
-from infnet.trace import Equation, Flat, constant_value, is_elementwise
+from infnet.trace import Equation, Flat, constant_value, is_elementwise, needed_equations
 
 BATCH_SIZES = (2, 3)
 CUSTOM_CALLS = frozenset({lax_p.custom_jvp_call_p, lax_p.custom_vjp_call_p})
@@ -63,23 +63,23 @@ def _jaxpr_at(apply_fn: Callable[..., Any], params: Any, inputs: Sequence[Any], 
 
 
 def flatten(closed: ClosedJaxpr, random_inputs: int, where: Where | None = None) -> Flat:
-    """Inline all calls. The first `random_inputs` inputs are parameters: what depends on them is random.
+    """Inline all calls, and leave out what the outputs do not depend on: a model may compute a loss as it goes.
 
     Functions with a derivative of their own (`jax.custom_jvp`, `jax.custom_vjp`) stay whole where they act element
     by element, since that derivative is the one the NTK must use; on data alone only their value matters. Control flow
-    stays whole on data alone, where it is evaluated by ordinary JAX. On what is random, a scan is unrolled, and of a
-    conditional whose index is a constant the branch is taken.
+    stays whole on data alone, where it is evaluated by ordinary JAX. On what is random, which is what depends on the
+    parameters, a scan is unrolled, and of a conditional whose index is a constant the branch is taken.
 
     Args:
         closed: the jaxpr.
-        random_inputs: the number of parameters.
+        random_inputs: the number of parameters, which are the first inputs.
         where: the operation that the jaxpr is the body of, if it is one.
     """
     flat = Flat()
     flat.inputs = [flat.new(v.aval) for v in closed.jaxpr.invars]
     inliner = _Inliner(flat, set(flat.inputs[:random_inputs]))
     flat.outputs = inliner.inline(closed, flat.inputs, where or Where())
-    return flat
+    return Flat(needed_equations(flat, flat.outputs), flat.avals, flat.constants, flat.inputs, flat.outputs)
 
 
 def add_function(flat: Flat, function: Callable[..., Any], inputs: Sequence[int], where: Where) -> int:

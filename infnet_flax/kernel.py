@@ -10,12 +10,14 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import infnet
 from infnet.errors import InputError
 from infnet_flax import nnx as of_nnx
 
 PyTree = Any
+STATISTICS = {"mean": 0.0, "var": 1.0}
 
 # Errors then name the line of the model that uses a layer, not Flax's own. This is process-wide: JAX keeps one list.
 infnet.exclude_from_source_lines(str(Path(flax.__file__).parent))
@@ -44,7 +46,8 @@ def kernel_fn(
         method: the method to call instead of `__call__`, by name or as a function `(module, *inputs)`.
         init_kwargs: keyword arguments of `module.init`.
         call_kwargs: keyword arguments of `module.apply` (`{"train": False}`); also given to `init`. With
-            `{"deterministic": False, "rngs": {"dropout": key}}` the kernel is that of the network with dropout.
+            `{"deterministic": False, "rngs": {"dropout": key}}` the kernel is that of the network with dropout. With
+            `{"mutable": ["intermediates"]}` the outputs are what `apply` returns then: see `output`.
         **options: of `infnet.kernel_fn` (`parameterization`, `trainable`, `lr_scale`, `output`).
 
     Raises:
@@ -74,6 +77,9 @@ class Functions(NamedTuple):
     priors: PyTree
 
 
+WITH_COLLECTIONS = ("mutable", "capture_intermediates")  # arguments of `apply` for which it returns collections too
+
+
 def functions(
     module: nn.Module,
     example_x: PyTree,
@@ -93,21 +99,28 @@ def functions(
         raise InputError(f"kernel_fn takes a flax.linen Module instance, not {module!r}")
     keywords = {**(call_kwargs or {}), **({} if method is None else {"method": method})}
     rngs = keywords.pop("rngs", None) or {}
+    of_apply = {name: keywords.pop(name) for name in WITH_COLLECTIONS if name in keywords}
+    if isinstance(method, str) and not callable(getattr(type(module), method, None)):
+        raise InputError(f"{type(module).__name__} has no method {method!r}")
 
     def init(key: jax.Array, *args: PyTree) -> PyTree:
         return module.init({**rngs, "params": key}, *args, **{**keywords, **(init_kwargs or {})})
 
     laws = infnet.infer_priors(init, *infnet.example_args(example_x))
     laws = infnet.override_priors(laws, priors) if priors else laws
-    apply = pure_apply(module, _constants(laws, variables))
+    state, unknown = _constants(laws, variables)
+    apply, params = pure_apply(module, state), laws.get("params", {})
 
     def apply_as_called(params: PyTree, *args: PyTree) -> PyTree:
-        return apply(params, *args, rngs=rngs, **keywords)
+        return apply(params, *args, rngs=rngs, **keywords, **of_apply)
 
     def init_params(key: jax.Array, *args: PyTree) -> PyTree:
         return init(key, *args).get("params", {})
 
-    return Functions(init_params, apply_as_called, laws.get("params", {}))
+    if unknown:
+        arguments = _shapes((params, *infnet.example_args(example_x)))
+        _check_not_needed(unknown, lambda: jax.eval_shape(apply_as_called, *arguments))
+    return Functions(init_params, apply_as_called, params)
 
 
 def pure_apply(module: nn.Module, state: Mapping[str, Any]) -> Callable[..., PyTree]:
@@ -120,7 +133,7 @@ def pure_apply(module: nn.Module, state: Mapping[str, Any]) -> Callable[..., PyT
 
     def apply(params: PyTree, *args: PyTree, **kwargs: Any) -> PyTree:
         variables = {**state, "params": params}
-        if not state or "mutable" in kwargs:
+        if not state or any(name in kwargs for name in WITH_COLLECTIONS):
             return module.apply(variables, *args, **kwargs)
         output, _ = module.apply(variables, *args, **kwargs, mutable=list(state))
         return output
@@ -128,19 +141,43 @@ def pure_apply(module: nn.Module, state: Mapping[str, Any]) -> Callable[..., PyT
     return apply
 
 
-def _constants(laws: Mapping[str, Any], variables: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The collections that are not parameters: as given, or the mean of what `init` makes of them."""
+def _shapes(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree, is_leaf=lambda x: hasattr(x, "shape"))
+
+
+def _check_not_needed(unknown: Mapping[str, str], call: Callable[[], Any]) -> None:
+    """Collections that are written only, as those of `sow` are, need no values."""
+    try:
+        call()
+    except flax.errors.FlaxError as error:
+        paths = ", ".join(unknown.values())
+        raise InputError(
+            f"`init` draws {paths} at random or computes it from the inputs, so its values are not known: give them in "
+            f"`variables`, for example variables={{{next(iter(unknown))!r}: ...}}"
+        ) from error
+
+
+def _constants(laws: Mapping[str, Any], variables: Mapping[str, Any] | None) -> tuple[dict[str, Any], dict[str, str]]:
+    """The collections that are not parameters: as given, or as `init` makes them, which may be unknown.
+
+    Returns:
+        The collections; and of those whose values are not known, the path of a variable by collection.
+    """
     given = {name: value for name, value in (variables or {}).items() if name != "params"}
     unknown = set(given) - set(laws)
     if unknown:
         known = sorted(set(laws) - {"params"})
         raise InputError(f"variables holds {sorted(unknown)}, but the module's own collections are {known}")
 
-    def standard(path: tuple[Any, ...], law: infnet.Prior) -> jax.Array:
-        name = jax.tree_util.keystr(path[-1:], simple=True)
-        value = {"mean": 0.0, "var": 1.0}.get(name, law.mean) if path[0].key == "batch_stats" else law.mean
-        return jnp.full(law.shape, jnp.asarray(value, law.dtype))
+    unknown_paths: dict[str, str] = {}
+
+    def standard(path: tuple[Any, ...], law: Any) -> Any:
+        value = STATISTICS.get(jax.tree_util.keystr(path[-1:], simple=True)) if path[0].key == "batch_stats" else None
+        if value is None and (not isinstance(law, infnet.Prior) or np.any(law.std)):
+            unknown_paths[path[0].key] = repr(jax.tree_util.keystr(path, simple=True, separator="/"))
+            return None
+        return jnp.full(law.shape, jnp.asarray(law.mean if value is None else value, law.dtype))
 
     own = {name: tree for name, tree in laws.items() if name != "params" and name not in given}
     own = jax.tree_util.tree_map_with_path(standard, own, is_leaf=lambda leaf: isinstance(leaf, infnet.Prior))
-    return {**own, **given}
+    return {**{name: tree for name, tree in own.items() if name not in unknown_paths}, **given}, unknown_paths

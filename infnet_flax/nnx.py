@@ -74,6 +74,9 @@ def kernel_fn(
     laws = infnet.override_priors(laws, priors) if priors else laws
     _check_known(laws)
     constants = _constants(own, params, variables)
+    for name in ("trainable", "lr_scale"):  # masks of optax have the structure of the state
+        if isinstance(options.get(name), nnx.State):
+            options[name] = nnx.to_pure_dict(options[name])
     return infnet.kernel_fn(_apply((graph, params, state), constants, method, call_kwargs), laws, example_x, **options)
 
 

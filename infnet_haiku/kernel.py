@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import haiku as hk
 import jax
+import numpy as np
 
 import infnet
 from infnet.errors import InputError
@@ -150,11 +151,13 @@ def _constants(laws: Mapping[str, Any], state: Mapping[str, Any] | None) -> dict
         value: Any
         if module in STATISTICS and name in ("average", "hidden"):
             value = STATISTICS[module]
-        elif isinstance(law, infnet.Prior):
+        elif isinstance(law, infnet.Prior) and not np.any(law.std):
             value = law.mean
         else:
             where = jax.tree_util.keystr(path, simple=True, separator="/")
-            raise InputError(f"`init` computes the state {where!r} from its inputs: give the state to use, `state=`")
+            raise InputError(
+                f"`init` computes the state {where!r} from its inputs or draws it at random: give the state, `state=`"
+            )
         return jax.numpy.full(law.shape, jax.numpy.asarray(value, law.dtype))
 
     return jax.tree_util.tree_map_with_path(standard, dict(laws), is_leaf=_has_shape)

@@ -16,6 +16,7 @@ from infnet.errors import MONTE_CARLO, NonGaussianError, UnsupportedError
 from infnet.layout import Layout, filled, spread_left, spread_right
 from infnet.nodes import (
     Aggregation,
+    Dropped,
     Elementwise,
     GroupedConvolution,
     IndexLinear,
@@ -199,6 +200,8 @@ def _name(node: Node) -> str:
         return "a product of features, as in a gate or in a norm over positions alone"
     if isinstance(node, GroupedConvolution):
         return "a depthwise or grouped convolution, whose few weights are a random variance"
+    if isinstance(node, Dropped):
+        return "dropout"
     if not isinstance(node, Elementwise):
         return type(node).__name__
     return node.activation.what if isinstance(node.activation, UnsupportedError) else node.activation.name
