@@ -89,7 +89,6 @@ def _normalized(gamma: float, shift: float) -> custom_kernel:
     squares = _poisson(gamma)
     factor = math.exp(gamma * (1 + shift) / 2)
 
-    @custom_kernel
     def phi(x: jax.Array) -> jax.Array:
         q = (x**2).mean(-1, keepdims=True)
         root = jnp.sqrt(jnp.where(q > 0, q, 1))
@@ -101,13 +100,15 @@ def _normalized(gamma: float, shift: float) -> custom_kernel:
             total = total + math.sqrt(square) * h
         return jnp.where(q > 0, factor * root * total, 0)
 
-    @phi.def_kernel
+    phi.__name__ = f"exp_normalized({gamma:.6g}, {shift:.6g})"
+    operation = custom_kernel(phi)
+
+    @operation.def_kernel
     def rule(k: Kernel) -> Kernel:
         moments = exp_normalized_kernel(k.nngp, k.cov1, k.cov2, gamma=gamma, shift=shift, derivative=True)
         return dataclasses.replace(k, nngp=moments[0], ntk=moments[1] * k.ntk)
 
-    phi.__name__ = f"exp_normalized({gamma:.6g}, {shift:.6g})"  # type: ignore[attr-defined]
-    return phi
+    return operation
 
 
 def _poisson(gamma: float) -> list[float]:
