@@ -76,8 +76,7 @@ def test_haiku_does_the_same_as_flax(name):
 
 
 @pytest.mark.usefixtures("unoptimised")
-@pytest.mark.parametrize("name", ["dropout", "masked", "transposed_circular"])
-def test_kernels_of_haiku_are_those_of_flax(name):
-    case = CASES[name]
+def test_dropout_of_haiku_is_that_of_flax():
+    case = CASES["dropout"]
     kernels = [layers("standard").kernels(case, *case.examples(case.shape)) for layers in (Flax, Haiku)]
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-12), *kernels)
