@@ -159,22 +159,9 @@ def read_out(net, x, mask=None):
 VECTORS = {
     "mlp_relu": mlp(("Relu",)),
     "mlp_leaky_relu": mlp(("LeakyRelu", 0.2)),
-    "mlp_gelu": mlp(("Gelu",)),
     "mlp_zero_biases": mlp(("Relu",), 2, b_std=0.0),
     "mlp_no_bias": mlp(("Relu",), 2, use_bias=False),
 }
-
-
-def conv_flatten(net, x):
-    x = net.Relu()(net.conv(x, 16, (3, 3)))
-    x = net.Relu()(net.conv(x, 16, (2, 2)))
-    return net.dense(net.Flatten()(x), 4)
-
-
-def lenet(net, x):
-    x = net.AvgPool((2, 2), (2, 2))(net.Relu()(net.conv(x, 16, (3, 3))))
-    x = net.AvgPool(2)(net.Relu()(net.conv(x, 32, (2, 2), padding="VALID")))
-    return net.dense(net.Relu()(net.dense(net.Flatten()(x), 32)), 4)
 
 
 def upsampled(net, x):
@@ -223,7 +210,6 @@ KERNELS_OF = (
     "avg_pool_normalize_edges",
     "avg_pool_circular",
     "global_sum_pool",
-    "index_slices",
     "dot_general_batched",
 )
 """The others are compared with the operations of `structures_zoo.py` as functions."""
@@ -234,15 +220,10 @@ def transposed(layer, axes):
     return lambda x: layer(x).transpose(axes)
 
 
-def operations(table, first):
-    """All of these after the same layer."""
-
-    def body(net, x):
-        x = net.Relu()(getattr(net, first)(x))
-        hidden = {name: operation(net)(x) for name, operation in table.items()}
-        return {name: read_out_plain(net, h) for name, h in hidden.items()}
-
-    return body
+def operations(net, x):
+    """Some of these after the same layer."""
+    x = net.Relu()(net.conv(x))
+    return {name: read_out_plain(net, OPERATIONS[name](net)(x)) for name in KERNELS_OF}
 
 
 def read_out_plain(net, x):
@@ -281,9 +262,7 @@ DECAYING = {"position_decay": lambda d: np.exp(-d / 2), "position_p_norm": 1}
 ATTENTION = {
     "attention_softmax": {},
     "attention_heads": {"num_heads": 3, "use_bias": False},
-    "positions_in_scores_only": POSITIONS,
     "positions_beside_in_values": {**BESIDE, **IN_VALUES},
-    "root_attention": ROOT,
     "root_positions_beside": {**ROOT, **BESIDE, **IN_VALUES, **DECAYING},
 }
 ATTENTION_OF_PIXELS = {
@@ -336,12 +315,9 @@ def masked_flatten(net, x):
     return net.dense(net.Flatten()(net.Relu()(net.conv(x, mask=mask)), mask), 4)
 
 
-def masked_attention(**options):
-    def body(net, x):
-        x, mask = functional.mask_constant(x, inputs.MASKED)
-        return read_out(net, net.attention(net.dense(x, mask=mask), mask=mask, **options), mask)
-
-    return body
+def masked_attention(net, x):
+    x, mask = functional.mask_constant(x, inputs.MASKED)
+    return read_out(net, net.attention(net.dense(x, mask=mask), mask=mask), mask)
 
 
 def each(bodies: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
@@ -364,12 +340,9 @@ class Case:
 ZOO = {"examples": inputs.make, "file": "neural_tangents", "both": True}
 CASES = {
     "vectors": Case(each(VECTORS), (7,), **ZOO),
-    "conv": Case(each({"conv_same_flatten": conv_flatten}), (6, 6, 3), **ZOO),
-    "lenet": Case(each({"lenet": lenet}), (8, 8, 3), **{**ZOO, "both": False}),
     "transposed": Case(each({"conv_transpose_global_pool": upsampled}), (4, 3, 3), **{**ZOO, "both": False}),
     "local": Case(each({"conv_local": local}), (5, 4, 3), **ZOO),
-    "operations": Case(operations({name: OPERATIONS[name] for name in KERNELS_OF}, "conv")),
-    "resizes": Case(operations({"resize_bilinear_smaller": RESIZES["resize_bilinear_smaller"]}, "dense")),
+    "operations": Case(operations),
     "circular": Case(each({"conv_circular": conv_circular})),
     "transposed_circular": Case(each({"conv_transpose_circular": transposed_circular})),
     "over_time": Case(each({"conv_over_time": over_time}), TOKENS),
@@ -387,13 +360,7 @@ CASES = {
     ),
     "aggregate_edges": Case(each({"aggregate_edges": aggregated("SPARSE", first=False)}), TOKENS, inputs.edges),
     "masked": Case(
-        each(
-            {
-                "masked_dense": masked_dense,
-                "masked_attention": masked_attention(),
-                "masked_root_attention": masked_attention(**ROOT),
-            }
-        ),
+        each({"masked_dense": masked_dense, "masked_attention": masked_attention}),
         TOKENS,
         inputs.masked,
     ),

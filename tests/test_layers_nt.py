@@ -21,21 +21,14 @@ def references(name):
 
 
 @pytest.fixture(autouse=True)
-def float64():
+def float64(unoptimised):
     with jax.enable_x64(True):
         yield
-
-
-@pytest.fixture
-def compiled_quickly(request):
-    if request.getfixturevalue("name") != "lenet":  # whose means of windows XLA gets wrong then
-        request.getfixturevalue("unoptimised")
 
 
 RUNS = [(name, p) for name, case in CASES.items() for p in ("standard", "ntk") if case.both or p == "standard"]
 
 
-@pytest.mark.usefixtures("compiled_quickly")
 @pytest.mark.parametrize(("name", "parameterization"), RUNS)
 def test_agrees_to_nine_digits(name, parameterization):
     case = CASES[name]
@@ -75,7 +68,6 @@ def test_haiku_does_the_same_as_flax(name):
         assert str(jax.make_jaxpr(ours)(params, x)) == str(jax.make_jaxpr(theirs)(params, x))
 
 
-@pytest.mark.usefixtures("unoptimised")
 def test_dropout_of_haiku_is_that_of_flax():
     case = CASES["dropout"]
     kernels = [layers("standard").kernels(case, *case.examples(case.shape)) for layers in (Flax, Haiku)]
