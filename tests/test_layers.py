@@ -231,6 +231,7 @@ REFUSED = {
     "no channels": (lambda: infnet_flax.Dense(0), "integers > 0"),
     "no integer": (lambda: infnet_flax.Dense(2.5), "integers > 0"),
     "window of too many axes": (lambda: infnet_flax.Conv(4, (3, 3, 3)), "window of 3 axes"),
+    "no window": (lambda: infnet_flax.Conv(4, None), "the window"),
     "empty window": (lambda: infnet_flax.Conv(4, (3, 0)), "integer > 0"),
     "window beyond": (lambda: infnet_flax.Conv(4, (6, 2), padding="VALID"), "does not fit"),
     "strides": (lambda: infnet_flax.Conv(4, (3, 3), (1, 1, 1)), "strides must be"),
@@ -290,6 +291,9 @@ def test_shapes_that_do_not_fit():
         (lambda: functional.with_positions(X, np.ones((4, 4, 2)), "SUM"), "do not fit"),
         (lambda: functional.with_positions(X, np.ones((5, 4, 2)), "NONE"), "'SUM' or 'CONCAT'"),
         (lambda: functional.sum_pool(X[:, 0, 0], 2), "a pool needs"),
+        (lambda: functional.channels(1.0), "not a single number"),
+        (lambda: functional.Attention(4, 4, 4).weights((2, 3)), "attention needs"),
+        (lambda: functional.conv(X, np.ones((3, 3, 3, 4))), "the weights are for 3 channels"),
     ):
         with pytest.raises(InputError, match=message):
             wrong()

@@ -56,6 +56,7 @@ from infnet.functional.positions import image_resize as image_resize
 from infnet.functional.positions import index as index
 from infnet.functional.weights import Weight as Weight
 from infnet.functional.weights import bias as bias
+from infnet.functional.weights import channels as channels
 from infnet.functional.weights import weight as weight
 from infnet.functional.windows import Padding as Padding
 from infnet.functional.windows import Sizes as Sizes

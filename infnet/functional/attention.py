@@ -178,6 +178,8 @@ class Attention:
         Raises:
             InputError: an argument is malformed.
         """
+        if len(shape) < 3:
+            raise InputError(f"attention needs inputs of shape (n, *positions, channels), not {tuple(shape)}")
         how, channels, given = self.position_embedding, shape[-1], self.position_features
         if how not in POSITIONS:
             raise InputError(f"the position embedding must be one of {', '.join(POSITIONS)}, not {how!r}")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from infnet.errors import InputError
 
@@ -53,9 +55,9 @@ def weight(shape: Sequence[int], fan_in: int, w_std: float, parameterization: st
         raise InputError(f"parameterization must be 'ntk' or 'standard', not {parameterization!r}")
     if not isinstance(w_std, Real) or not 0 <= w_std < math.inf:
         raise InputError(f"a standard deviation must be a number >= 0, not {w_std!r}")
-    shape = tuple(shape)
-    if not all(isinstance(size, int) and size > 0 for size in shape):
-        raise InputError(f"the numbers of channels and the window of a layer must be integers > 0, got {shape}")
+    if not all(isinstance(size, Integral) and size > 0 for size in shape):
+        raise InputError(f"the numbers of channels and the window of a layer must be integers > 0, not {tuple(shape)}")
+    shape = tuple(int(size) for size in shape)
     std = float(w_std) / math.sqrt(fan_in)
     return Weight(shape, 1.0, std) if parameterization == "ntk" else Weight(shape, std, 1.0)
 
@@ -63,3 +65,14 @@ def weight(shape: Sequence[int], fan_in: int, w_std: float, parameterization: st
 def bias(shape: Sequence[int], b_std: float, parameterization: str, use: bool = True) -> Weight | None:
     """Biases of variance `b_std^2` (see `weight`), or None if the layer does not `use` any."""
     return weight(shape, 1, b_std, parameterization) if use else None
+
+
+def channels(x: Any) -> int:
+    """The size of the last axis of x.
+
+    Raises:
+        InputError: x has no axes.
+    """
+    if not jnp.shape(x):
+        raise InputError("a layer needs inputs of shape (n, *positions, channels), not a single number")
+    return jnp.shape(x)[-1]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from infnet.errors import InputError
@@ -67,16 +68,33 @@ class Windows:
 
 
 def each(value: Sizes | None, k: int, name: str) -> tuple[int, ...]:
-    """One positive integer for each of k axes; a single one counts for all, None is 1."""
-    values = (value,) * k if isinstance(value, int) else (1,) * k if value is None else tuple(value)
-    if len(values) != k or not all(isinstance(v, int) and v > 0 for v in values):
+    """One positive integer for each of k axes; a single one counts for all, None is 1.
+
+    Raises:
+        InputError: the value is something else.
+    """
+    listed = _listed(1 if value is None else value)
+    values = listed * k if len(listed) == 1 and not isinstance(value, Iterable) else listed
+    if len(values) != k or not all(_is_size(v, 1) for v in values):
         raise InputError(f"{name} must be an integer > 0, or one for each of {k} axes of positions, not {value!r}")
-    return values
+    return tuple(int(v) for v in values)
 
 
 def window_of(value: Sizes) -> tuple[int, ...]:
-    """A window: one positive integer for each axis of positions, of which there is one if it is a single integer."""
-    return each(value, 1 if isinstance(value, int) else len(value), "the window")
+    """A window: one positive integer for each axis of positions, of which there is one if it is a single integer.
+
+    Raises:
+        InputError: the value is something else.
+    """
+    return each(_listed(value), len(_listed(value)), "the window")
+
+
+def _is_size(value: Any, least: int) -> bool:
+    return isinstance(value, int | np.integer) and bool(value >= least)
+
+
+def _listed(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, Iterable) else (value,)
 
 
 def check_padding(padding: Any, allowed: Sequence[str] = PADDINGS) -> None:
@@ -92,10 +110,9 @@ def _pads(
     if isinstance(padding, str):
         name = "VALID" if padding == "VALID" else "SAME"
         return tuple((int(low), int(high)) for low, high in lax.padtype_to_pads(sizes, spans, strides, name))
-    listed = [padding] * len(sizes) if isinstance(padding, int) else list(padding)
-    pairs = [(p, p) if isinstance(p, int) else tuple(p) for p in listed]
-    if len(pairs) != len(sizes) or not all(
-        len(p) == 2 and all(isinstance(i, int) and i >= 0 for i in p) for p in pairs
-    ):
+    listed = (padding,) * len(sizes) if _is_size(padding, 0) else _listed(padding)
+    pairs = [(p, p) if _is_size(p, 0) else _listed(p) for p in listed]
+    fits = all(len(pair) == 2 and all(_is_size(i, 0) for i in pair) for pair in pairs)
+    if len(pairs) != len(sizes) or not fits:
         raise InputError(f"padding must be {', '.join(PADDINGS)}, an integer or a pair for each axis, not {padding!r}")
-    return tuple((low, high) for low, high in pairs)
+    return tuple((int(low), int(high)) for low, high in pairs)

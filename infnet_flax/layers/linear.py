@@ -50,7 +50,7 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: Any, mask: Any = None) -> jax.Array:
         """See `infnet.functional.dense`."""
-        channels = jnp.shape(x)[-1]
+        channels = functional.channels(x)
         w = functional.weight((channels, self.features), channels, self.w_std, self.parameterization)
         b = functional.bias((self.features,), self.b_std, self.parameterization, self.use_bias)
         x, own = parameters(self, x, kernel=w, bias=b)
@@ -89,7 +89,7 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Any, mask: Any = None) -> jax.Array:
         """See `infnet.functional.conv`."""
-        window, channels = functional.window_of(self.kernel_size), jnp.shape(x)[-1]
+        window, channels = functional.window_of(self.kernel_size), functional.channels(x)
         fan_in = math.prod(window) * channels
         w = functional.weight((*window, channels, self.features), fan_in, self.w_std, self.parameterization)
         b = functional.bias((self.features,), self.b_std, self.parameterization, self.use_bias)
@@ -180,7 +180,7 @@ class ConvTranspose(nn.Module):
     @nn.compact
     def __call__(self, x: Any, mask: Any = None) -> jax.Array:
         """See `infnet.functional.conv_transpose`."""
-        window, channels = functional.window_of(self.kernel_size), jnp.shape(x)[-1]
+        window, channels = functional.window_of(self.kernel_size), functional.channels(x)
         fan_in = math.prod(window) * channels
         w = functional.weight((*window, channels, self.features), fan_in, self.w_std, self.parameterization)
         b = functional.bias((self.features,), self.b_std, self.parameterization, self.use_bias)

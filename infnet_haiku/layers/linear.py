@@ -53,7 +53,7 @@ class Linear(hk.Module):
 
     def __call__(self, x: Any, mask: Any = None, *, precision: Any = None) -> jax.Array:
         """See `infnet.functional.dense`."""
-        channels = jnp.shape(x)[-1]
+        channels = functional.channels(x)
         w = functional.weight((channels, self.output_size), channels, self.w_std, self.parameterization)
         b = functional.bias((self.output_size,), self.b_std, self.parameterization, self.with_bias)
         x, own = parameters(x, w=w, b=b)
@@ -103,7 +103,7 @@ class ConvND(hk.Module):
 
     def __call__(self, x: Any, mask: Any = None, *, precision: Any = None) -> jax.Array:
         """See `infnet.functional.conv`."""
-        channels = jnp.shape(x)[-1]
+        channels = functional.channels(x)
         fan_in = math.prod(self.window) * channels
         w = functional.weight((*self.window, channels, self.output_channels), fan_in, self.w_std, self.parameterization)
         b = functional.bias((self.output_channels,), self.b_std, self.parameterization, self.with_bias)
@@ -186,7 +186,7 @@ class ConvNDTranspose(hk.Module):
 
     def __call__(self, x: Any, mask: Any = None, *, precision: Any = None) -> jax.Array:
         """See `infnet.functional.conv_transpose`; "w" has the outputs' channels before the inputs', as in Haiku."""
-        channels = jnp.shape(x)[-1]
+        channels = functional.channels(x)
         fan_in = math.prod(self.window) * channels
         w = functional.weight((*self.window, self.output_channels, channels), fan_in, self.w_std, self.parameterization)
         b = functional.bias((self.output_channels,), self.b_std, self.parameterization, self.with_bias)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from infnet import functional
+from infnet.errors import InputError
 
 
 def parameters(x: Any, **laws: functional.Weight | None) -> tuple[jax.Array, dict[str, Any]]:
@@ -20,8 +21,13 @@ def parameters(x: Any, **laws: functional.Weight | None) -> tuple[jax.Array, dic
 
     Returns:
         x, and the parameters multiplied by their factors.
+
+    Raises:
+        InputError: the inputs are not floating.
     """
     x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise InputError(f"the parameters have the dtype of the inputs, which must be floating, not {x.dtype}")
     own = {
         name: hk.get_parameter(name, law.shape, x.dtype, hk.initializers.RandomNormal(law.std))
         for name, law in laws.items()
