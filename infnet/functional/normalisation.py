@@ -48,10 +48,13 @@ def layer_norm(
 
 
 def _mean(x: jax.Array, axes: tuple[int, ...], there: jax.Array | None) -> jax.Array:
-    if there is None:
+    """The mean over channels, and then over the positions that are there."""
+    positions = tuple(axis for axis in axes if axis != x.ndim - 1)
+    if there is None or not positions:
         return x.mean(axes, keepdims=True)
-    counts = jnp.broadcast_to(there, x.shape).sum(axes, keepdims=True)
-    return jnp.where(there, x, 0).sum(axes, keepdims=True) / jnp.maximum(counts, 1)
+    x = x.mean(-1, keepdims=True) if len(positions) < len(axes) else x
+    counts = jnp.broadcast_to(there, (*x.shape[:-1], 1)).sum(positions, keepdims=True)
+    return jnp.where(there, x, 0).sum(positions, keepdims=True) / jnp.maximum(counts, 1)
 
 
 def dropout(x: jax.Array, key: jax.Array, rate: float, *, broadcast_dims: Sequence[int] = ()) -> jax.Array:
