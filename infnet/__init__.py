@@ -1,6 +1,7 @@
 """infnet: the infinite-width kernels (NNGP and NTK) of the JAX models you already have."""
 
 from infnet import errors as errors
+from infnet import functional as functional
 from infnet import predict as predict
 from infnet._jax import register_exclusion as exclude_from_source_lines
 from infnet.api import KernelFn as KernelFn

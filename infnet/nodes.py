@@ -86,6 +86,10 @@ class Param:
     offset: float = 0.0
     mask: Mask | None = None
 
+    def ratio(self, other: Param) -> float:
+        """The scale of this one, over that of another; 0 if that is 0, as what is multiplied by it is then."""
+        return self.scale / other.scale if other.scale else 0.0
+
 
 @dataclass(frozen=True)
 class Field:

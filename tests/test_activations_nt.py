@@ -81,7 +81,11 @@ def kernels(activation, x, w_std):
 def test_agrees_to_nine_digits(name, references):
     unit = name.startswith("hermite")
     x = references["x_unit" if unit else "x"]
-    kernel = kernels(ACTIVATIONS[name], x, 1.0 if unit else W_STD)
+    assert_agrees(kernels(ACTIVATIONS[name], x, 1.0 if unit else W_STD), name, references)
+
+
+def assert_agrees(kernel, name, references):
+    x = references["x_unit" if name.startswith("hermite") else "x"]
     correlation = np.corrcoef(np.concatenate([x, -x], 1))  # of means zero
     parallel = np.isclose(abs(correlation), 1, rtol=1e-12)
     for moment in ("nngp", "ntk"):
@@ -90,7 +94,7 @@ def test_agrees_to_nine_digits(name, references):
         expected = np.where(np.isnan(reference), at_parallel(name, moment, x), reference)
         size = np.sqrt(np.outer(np.diag(expected), np.diag(expected)))
         error = np.abs(getattr(kernel, moment) - expected) / size
-        assert np.all(error < np.where(parallel & (name in KINKED), 1e-7, 1e-9))
+        assert np.all(error < np.where(parallel & (name in KINKED), 1e-7, 1e-9)), name
 
 
 def at_parallel(name, moment, x):

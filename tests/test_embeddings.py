@@ -98,6 +98,13 @@ def test_the_ntk_parameterization_and_frozen_tables():
 ROOT = np.random.RandomState(1).standard_normal((LENGTH, LENGTH))  # of the covariance of positions
 
 
+def test_a_table_times_zero_adds_nothing():
+    def zero(module, t):
+        return 0.0 * embed(name="zero")(t) + embed(name="table")(t)
+
+    jax.tree.map(np.testing.assert_array_equal, kernels(zero), kernels(lambda module, t: embed(name="table")(t)))
+
+
 def correlated(module, twice=False):
     p = module.param("p", nn.initializers.normal(STD), (LENGTH, C), jnp.float64)
     return ROOT @ p + p if twice else ROOT @ p

@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 STAGES = ["trace", "flatten", "separation", "independence", "program", "reader", "plan", "execute", "tiling", "api"]
+ADAPTERS = "infnet_flax", "infnet_haiku"
 LATER = {name: set(STAGES[i + 1 :]) for i, name in enumerate(STAGES)}
 
 
@@ -45,7 +46,7 @@ def test_rules_do_not_import_execution():
 
 
 def test_jax_internals_come_through_one_door():
-    for path in [*(ROOT / "infnet").rglob("*.py"), *(ROOT / "infnet_flax").rglob("*.py")]:
+    for path in ROOT.glob("infnet*/**/*.py"):
         for module in imports(path):
             assert not module.startswith("jax._src"), path
             if path.name != "_jax.py":
@@ -53,8 +54,13 @@ def test_jax_internals_come_through_one_door():
 
 
 def test_adapters_import_only_public_names():
-    for path in (ROOT / "infnet_flax").glob("*.py"):
+    for path in [p for name in ADAPTERS for p in (ROOT / name).rglob("*.py")]:
         assert {m for m in imports(path) if m.startswith("infnet.")} <= {"infnet.errors"}, path
+
+
+def test_both_adapters_have_the_same_files_of_layers():
+    flax, haiku = ({p.name for p in (ROOT / name / "layers").iterdir() if p.suffix == ".py"} for name in ADAPTERS)
+    assert flax == haiku
 
 
 def test_import_infnet_is_light():

@@ -93,7 +93,7 @@ def lookup_step(request: Ask, u: Lookup, v: Lookup) -> Step:
         layout = request.layout
         same = spread_left(layout, left) == spread_right(layout, right)
         missing = spread_left(layout, missing_left) | spread_right(layout, missing_right)
-        ratio = v.param.scale / u.param.scale
+        ratio = v.param.ratio(u.param)
         s2, g2 = (ratio * factor.reshape(()) for factor in context.weight_factors(u.param, ()))
         s = jnp.where(same, s2, jnp.zeros_like(s2))
         s = s if u.zero_mean else s + context.mean(u.param) * context.mean(v.param)

@@ -119,7 +119,7 @@ def _added_param(request: Ask, u: ParamNode, v: ParamNode) -> Step:
 
     def evaluate(context: Any, results: Sequence[Any]) -> Moments:
         same = coincident(request.layout)
-        ratio = v.param.scale / u.param.scale
+        ratio = v.param.ratio(u.param)
 
         def where_same(factor: jax.Array) -> jax.Array:
             factor = factor if ratio == 1.0 else ratio * factor

@@ -1,0 +1,39 @@
+"""Sums over the neighbours of nodes. What they compute stands in `infnet.functional`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from infnet import functional
+from infnet_flax.annotate import annotate
+
+
+@annotate
+class Aggregate(nn.Module):
+    """Sums over the neighbours of each node of a graph, which is an input too.
+
+    Attributes:
+        aggregate_axis: the axes of nodes; None is all positions.
+        implementation: "DENSE" for matrices of weights, "SPARSE" for lists of edges.
+
+    Raises:
+        infnet.errors.InputError: when called, if an argument is malformed or shapes do not fit.
+    """
+
+    aggregate_axis: int | Sequence[int] | None = None
+    implementation: str = "DENSE"
+
+    def __call__(self, x: Any, pattern: Any = None, mask: Any = None) -> jax.Array:
+        """See `infnet.functional.aggregate`."""
+        return functional.aggregate(
+            jnp.asarray(x),
+            pattern,
+            aggregate_axis=self.aggregate_axis,
+            implementation=self.implementation,
+            mask=mask,
+        )
