@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from infnet.activations.piecewise import PiecewiseActivation
 from infnet.activations.protocol import Means
+from infnet.primitives.angles import safe_sqrt
 from infnet.primitives.erf import erf
 from infnet.primitives.gelu import gelu
 from infnet.primitives.homogeneous import Slope, Values, homogeneous
@@ -76,12 +77,10 @@ class Homogeneous:
         if mean is not None:
             return self.general.mean(q, mean)
         degree, a, b, at_zero = self.values
-        empty = q <= 0  # also guards the square root, whose slope at 0 is infinite
         if degree == 0:
             # `q - q` keeps NaN.
-            return jnp.where(empty, at_zero, (a + b) / 2 + (q - q))
-        root = jnp.where(empty, 0, jnp.sqrt(jnp.where(empty, 1, q)))
-        return (b - a) / math.sqrt(2 * math.pi) * root
+            return jnp.where(q <= 0, at_zero, (a + b) / 2 + (q - q))
+        return (b - a) / math.sqrt(2 * math.pi) * safe_sqrt(q)
 
     def mean_slopes(self, q: jax.Array, mean: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         """See `Activation`: the mean of both sides, and the density of the jump for degree 0."""

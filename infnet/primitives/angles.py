@@ -29,10 +29,18 @@ def _value_with_tangent_of_jvp(primals, tangents):
     return value_with_tangent_of(*primals), tangents[1]
 
 
+@jax.custom_jvp
 def safe_sqrt(x: jax.Array) -> jax.Array:
     """The square root, 0 with derivative 0 where x <= 0; NaN stays NaN."""
-    empty = x <= 0
-    return jnp.where(empty, 0, jnp.sqrt(jnp.where(empty, 1, x)))
+    # Continuous on its way too: XLA may compute x twice, above zero in one place and, rounded otherwise, below it in
+    # another. The root of a stand-in for x, chosen where x <= 0, would then be taken for that of x.
+    return jnp.sqrt(jnp.maximum(x, 0))
+
+
+@safe_sqrt.defjvp
+def _safe_sqrt_jvp(primals, tangents):
+    root = safe_sqrt(*primals)
+    return root, safe_inverse(root) / 2 * tangents[0]
 
 
 def safe_inverse(x: jax.Array) -> jax.Array:
