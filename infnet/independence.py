@@ -249,7 +249,8 @@ def _agree(trace: Trace, var: int, two: Any, three: Any) -> bool:
 
 def _array(value: Any) -> np.ndarray:
     is_key = jax.dtypes.issubdtype(getattr(value, "dtype", None), jax.dtypes.prng_key)
-    return np.asarray(jax.random.key_data(value) if is_key else value)
+    with jax.ensure_compile_time_eval():  # a key that a traced function has closed over is known all the same
+        return np.asarray(jax.random.key_data(value) if is_key else value)
 
 
 def _batch_axis(flats: Sequence[Flat], number: int) -> int | None:

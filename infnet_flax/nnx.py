@@ -85,6 +85,8 @@ def split(
 ) -> tuple[Callable[..., PyTree], PyTree]:
     """A module as a pure function and its parameters: `apply(params, *inputs)`, `params`.
 
+    So `infnet.linearize(apply, params)` is the module linearized in its parameters.
+
     Args:
         module: it is not changed, neither now nor by calls of the function.
         method: the method to call, by name, or a function `(module, *inputs)`.
@@ -97,6 +99,37 @@ def split(
     graph, params, state = _split(module)
     constants = _by_path(nnx.to_pure_dict(state))
     return _apply((graph, params, state), constants, method, call_kwargs), nnx.to_pure_dict(params)
+
+
+def empirical_kernel(
+    module: nnx.Module,
+    x1: PyTree,
+    x2: PyTree = None,
+    get: Any = None,
+    *,
+    method: str | Callable[..., PyTree] = "__call__",
+    call_kwargs: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Any:
+    """The kernels of this finite network, with the parameters that it has.
+
+    Args:
+        module: it is not changed. Variables other than `nnx.Param` are constants, as the module has them.
+        x1, x2: inputs `(n1, ...)`, `(n2, ...)`; tuples of inputs if the method takes several; None for x1 itself.
+        get: "nngp", "ntk", or a tuple of them; None for both.
+        method: the method to call, by name, or a function `(module, *inputs)`.
+        call_kwargs: its keyword arguments.
+        **options: of `infnet.empirical_kernel_fn` (`trace_axes`, `diagonal_axes`, `implementation`, ...).
+
+    Raises:
+        infnet.errors.InputError: as `infnet.empirical_kernel_fn`.
+    """
+    apply, params = split(module, method, call_kwargs)
+
+    def f(params: PyTree, x: PyTree) -> PyTree:
+        return apply(params, *infnet.example_args(x))
+
+    return infnet.empirical_kernel_fn(f, **options)(x1, x2, get, params)
 
 
 def _split(module: nnx.Module) -> tuple[Any, nnx.State, nnx.State]:

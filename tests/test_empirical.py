@@ -10,11 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from finite_zoo import NETWORKS, dense_jacobians, full_product, reduced
-from flax import linen as nn
-from jax import lax
 
 import infnet
-from infnet.errors import BatchAxisError, InputError
 
 WAYS = list(itertools.product(["jacobian_contraction", "ntk_vector_products"], [2**31, 600]))
 
@@ -67,7 +64,7 @@ def test_shares_of_parameters(way):
 
 AXES = [
     (trace, diagonal)
-    for kinds in itertools.product("free trace diagonal".split(), repeat=3)
+    for kinds in itertools.product(["free", "trace", "diagonal"], repeat=3)
     if kinds[0] != "trace"
     for trace, diagonal in [[tuple(k for k in range(3) if kinds[k] == kind) for kind in ("trace", "diagonal")]]
 ]

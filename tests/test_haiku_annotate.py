@@ -166,3 +166,58 @@ def test_what_cannot_be_annotated_says_so():
     for wrong in (mlp, hk.Linear, (mlp, mlp)):
         with pytest.raises(InputError, match=r"hk\.transform"):
             infnet_haiku.annotate(wrong)
+
+
+# The tools of finite networks.
+
+
+def dense_ntk(f, params, x1, x2):
+    """The definition: (n1, n2, outputs, outputs)."""
+    one, two = (jax.tree.leaves(jax.jacobian(f)(params, x)) for x in (x1, x2))
+    flat = [[j.reshape(*j.shape[:2], -1) for j in js] for js in (one, two)]
+    return sum(jnp.einsum("iap,jbp->ijab", a, b) for a, b in zip(*flat, strict=True))
+
+
+def test_empirical_kernels_are_their_definition():
+    net = infnet_haiku.transform(with_dropout)
+    params = net.init(KEY, X, is_training=False)
+    training = {"rng": jax.random.key(1), "call_kwargs": {"is_training": True}}
+    found = net.empirical_kernel(params, X, X[:2], "ntk", **training)
+    expected = dense_ntk(lambda p, x: net.apply(p, jax.random.key(1), x, is_training=True), params, X, X)
+    np.testing.assert_allclose(found, expected[:, :2], rtol=1e-4, atol=1e-5)
+    net = infnet_haiku.transform_with_state(with_state)
+    params, state = net.init(KEY, X, is_training=True)
+    found = net.empirical_kernel(params, X, state=state, call_kwargs={"is_training": False})
+    expected = dense_ntk(lambda p, x: net.apply(p, state, None, x, is_training=False)[0], params, X, X)
+    np.testing.assert_allclose(found.ntk, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_linearized_transforms_take_what_apply_takes():
+    for net, rest in (
+        (infnet_haiku.transform(mlp), (None, X)),
+        (infnet_haiku.transform(mlp, apply_rng=False), (X,)),
+    ):
+        params = net.init(KEY, X)
+        other = jax.tree.map(lambda x: x + 0.1, params)
+        linearized = net.linearize(params)
+        np.testing.assert_allclose(linearized(params, *rest), net.apply(params, *rest), rtol=1e-6)
+        step = jax.tree.map(jnp.subtract, other, params)
+        value, slope = jax.jvp(lambda p, net=net, rest=rest: net.apply(p, *rest), (params,), (step,))
+        np.testing.assert_allclose(linearized(other, *rest), value + slope, rtol=1e-5)
+        np.testing.assert_allclose(net.taylor_expand(params, 1)(other, *rest), linearized(other, *rest), rtol=1e-5)
+    net = infnet_haiku.transform_with_state(with_state)
+    params, state = net.init(KEY, X, is_training=True)
+    outputs, after = net.linearize(params)(params, state, None, X, is_training=True)
+    expected, expected_after = net.apply(params, state, None, X, is_training=True)
+    np.testing.assert_allclose(outputs, expected, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), after, expected_after)
+
+
+def test_monte_carlo_kernels_are_those_of_the_limit():
+    net = infnet_haiku.transform(mlp)
+    found, limit = net.monte_carlo_kernel(KEY, X, n_samples=400), net.kernel(X)
+    for name in ("nngp", "ntk"):
+        estimate = getattr(found, name)
+        z = (estimate.mean - getattr(limit, name)) / estimate.standard_error
+        assert np.abs(z).max() < 4.5, name
+        assert (estimate.standard_error < 0.1 * np.abs(limit.ntk).max()).all()
