@@ -95,19 +95,16 @@ def _inputs(*shape: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _linen(module: nn.Module, x1: Any, x2: Any) -> Network:
-    state, params = _split(module.init(jax.random.key(0), x1))
+    """The network with parameters and statistics that are drawn here: nothing is compiled for them."""
+    shapes = dict(jax.eval_shape(module.init, jax.random.key(0), x1))
     rng = np.random.RandomState(2)
-    params = jax.tree.map(lambda p: p.astype(float) + 0.1 * rng.standard_normal(p.shape), params)
-    state = jax.tree.map(lambda s: s.astype(float) + 0.5, state)
+    params = jax.tree.map(lambda p: rng.standard_normal(p.shape) / max(1, *p.shape) ** 0.5, shapes.pop("params"))
+    state = jax.tree.map(lambda s: 0.5 + rng.uniform(size=s.shape), shapes)
 
     def f(params, x):
         return module.apply({"params": params, **state}, x, mutable=list(state))[0]
 
     return Network(f, params, x1, x2)
-
-
-def _split(variables: Any) -> tuple[Any, Any]:
-    return {k: v for k, v in variables.items() if k != "params"}, variables["params"]
 
 
 TOKENS = np.array([[0, 1, 2], [4, 4, 0], [3, 1, 1]]), np.array([[2, 2, 1], [0, 4, 3]])
@@ -135,34 +132,38 @@ NETWORKS: dict[str, Callable[[], Network]] = {
 }
 
 
-def dense_jacobians(f: Callable[..., Any], params: Any, x: Any) -> Any:
-    """Of each output `(its axes, number of parameters)`: a pytree of the outputs of lists over parameters."""
-    y = f(params, x)
+def dense_jacobians(f: Callable[..., Any], params: Any, x: Any) -> list[list[np.ndarray]]:
+    """Of each output and parameter, in the order of their leaves, `(axes of the output, number of elements)`.
 
-    def of_output(part: Callable[[jax.Array], jax.Array], holomorphic: bool) -> Any:
-        return jax.jacrev(lambda p: jax.tree.map(part, f(p, x)), holomorphic=holomorphic)
+    A complex output has the derivatives of its real and its imaginary part in real parameters, put together, and the
+    holomorphic derivatives in complex ones.
+    """
+    leaves, tree = jax.tree.flatten(jax.tree.map(jnp.asarray, params))
+    x = jax.tree.map(jnp.asarray, x)
+    is_complex = [jnp.iscomplexobj(leaf) for leaf in leaves]
 
-    if not any(map(jnp.iscomplexobj, jax.tree.leaves(y))):
-        parts = of_output(lambda z: z, False)(params)
-    else:
-        flags = jax.tree.map(jnp.iscomplexobj, params)
-        real = jax.tree.map(lambda p, c: jnp.zeros(()) if c else p, params, flags)
+    def outputs(kind: bool, some: Any) -> list[jax.Array]:
+        mixed = [a if c == kind else b for a, b, c in zip(some, leaves, is_complex, strict=True)]
+        return jax.tree.leaves(f(jax.tree.unflatten(tree, mixed), x))
 
-        def with_real(real):
-            merged = jax.tree.map(lambda p, r, c: p if c else r, params, real, flags)
-            return f(merged, x)
+    @jax.jit
+    def jacobians() -> Any:
+        real = [0.0 if c else leaf for leaf, c in zip(leaves, is_complex, strict=True)]
+        y = outputs(False, real)
+        if not any(map(jnp.iscomplexobj, y)):
+            return jax.jacrev(lambda some: outputs(False, some))(real)
+        parts = [jax.jacrev(lambda some, g=g: [g(y) for y in outputs(False, some)])(real) for g in (jnp.real, jnp.imag)]
+        sums = jax.tree.map(lambda a, b: a + 1j * b, *parts)
+        if not any(is_complex):
+            return sums
+        holomorphic = jax.jacfwd(lambda some: outputs(True, some), holomorphic=True)([p + 0j for p in leaves])
+        return [
+            [h if c else s for h, s, c in zip(*rows, is_complex, strict=True)]
+            for rows in zip(holomorphic, sums, strict=True)
+        ]
 
-        def only_complex(complex_leaves):
-            merged = jax.tree.map(lambda p, z, c: z if c else p, params, complex_leaves, flags)
-            return f(merged, x)
-
-        re = jax.jacfwd(lambda r: with_real(r).real)(real)
-        im = jax.jacfwd(lambda r: with_real(r).imag)(real)
-        hol = jax.jacfwd(only_complex, holomorphic=True)(jax.tree.map(lambda p: p + 0j, params))
-        parts = jax.tree.map(lambda a, b, h, c: h if c else a + 1j * b, re, im, hol, flags)
-    leaves, tree = jax.tree.flatten(y)
-    rows = [jax.tree.leaves(p) for p in tree.flatten_up_to(parts)]
-    return [[np.asarray(j).reshape(*leaf.shape, -1) for j in row] for leaf, row in zip(leaves, rows, strict=True)]
+    shapes = [y.shape for y in jax.eval_shape(lambda: outputs(False, leaves))]
+    return [[np.asarray(j).reshape(*s, -1) for j in row] for s, row in zip(shapes, jacobians(), strict=True)]
 
 
 def full_product(one: np.ndarray, two: np.ndarray) -> np.ndarray:

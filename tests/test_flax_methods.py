@@ -69,7 +69,7 @@ def test_empirical_kernels_are_their_definition():
     own = dense_ntk(lambda p, x: model.apply({"params": p}, x), variables["params"], X, X)
     np.testing.assert_allclose(traced, jnp.einsum("ijaa->ij", own) / 2, rtol=1e-10)
     last = model.empirical_kernel(
-        variables, X, get="ntk", trace_axes=(-1,), trainable={"*": False, "Dense_1/bias": True}
+        variables, X, get="ntk", trace_axes=(-1,), trainable={"*": False, "Dense_0/bias": True}
     )
     np.testing.assert_allclose(last, np.ones((3, 3)), rtol=1e-10)
 
