@@ -87,24 +87,28 @@ def train(model: ResNet, x: np.ndarray, y: np.ndarray, steps: int) -> TrainState
     return state
 
 
-def accuracy_of_limit(model: ResNet, x: np.ndarray, y: np.ndarray, n: int, trained: Callable[[str], bool]) -> float:
+def shares_of_parameters(model: ResNet, x: np.ndarray) -> dict[str, np.ndarray]:
+    """The share of each parameter in the NTK (n, n), by its path: they sum to the NTK."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(model.kernel(x, get="ntk_by_param"))
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(share) for path, share in leaves}
+
+
+def accuracy_of_limit(shares: dict[str, np.ndarray], y: np.ndarray, n: int, trained: Callable[[str], bool]) -> float:
     """Test accuracy of the infinitely wide model of which these parameters are trained."""
-    ntk = np.asarray(model.kernel(x, get="ntk", trainable=trained))
+    ntk = sum(share for path, share in shares.items() if trained(path))
     predict = gp_inference(ntk[:n, :n], np.eye(CLASSES, dtype=np.float32)[y[:n]] - 1 / CLASSES, diag_reg=1e-4)
     return float((np.asarray(predict("ntk", ntk[n:, :n]).mean).argmax(1) == y[n:]).mean())
 
 
-def shares_of_modules(model: ResNet, x: np.ndarray) -> dict[str, float]:
+def shares_of_modules(shares: dict[str, np.ndarray]) -> dict[str, float]:
     """The share of each module in the mean diagonal of the NTK, in the order of the model."""
-    by_param = model.kernel_fn(x).diag(x, "ntk_by_param")
-    leaves, _ = jax.tree_util.tree_flatten_with_path(by_param)
-    shares: dict[str, float] = {}
-    for path, share in leaves:
-        module = jax.tree_util.keystr(path[:-1], simple=True, separator="/")
-        shares[module] = shares.get(module, 0.0) + float(share.mean())
-    total = sum(shares.values())
-    order = ["stem", *sorted(name for name in shares if "/" in name), "norm", "head"]
-    return {name: shares[name] / total for name in order}
+    modules: dict[str, float] = {}
+    for path, share in shares.items():
+        name = path.rsplit("/", 1)[0]
+        modules[name] = modules.get(name, 0.0) + float(np.diagonal(share).mean())
+    blocks = sorted(name for name in modules if "/" in name)
+    order = ["stem", *blocks[:4], "down", *blocks[4:], "norm", "head"]
+    return {name: modules[name] / sum(modules.values()) for name in order}
 
 
 def deviation(model: ResNet, x: np.ndarray, seed: int) -> float:
@@ -116,7 +120,7 @@ def deviation(model: ResNet, x: np.ndarray, seed: int) -> float:
 
 
 def run(fast: bool, console: Console) -> Results:
-    n_train, n_test, steps, widths, seeds = (150, 60, 60, (8, 16), 2) if fast else (500, 300, 300, (8, 16, 32, 64), 4)
+    n_train, n_test, steps, widths, seeds = (60, 40, 60, (8, 16), 2) if fast else (100, 200, 200, (8, 16, 32, 64), 4)
     model = infnet_flax.annotate(ResNet())  # the only line that knows of infnet before kernels are asked for
     x, y = digits(n_train + n_test)
     results = Results()
@@ -127,10 +131,10 @@ def run(fast: bool, console: Console) -> Results:
         logits = jax.jit(state.apply_fn)({"params": state.params}, x[n_train:])
         results.network = float((np.asarray(logits).argmax(1) == y[n_train:]).mean())
         progress.advance(task)
-        for name in progress.track(TRAINED, description="NTK, by what is trained"):
-            results.accuracy[name] = accuracy_of_limit(model, x, y, n_train, TRAINED[name])
-        task = progress.add_task("shares of the layers", total=1)
-        results.shares = shares_of_modules(model, x[:50])
+        task = progress.add_task("NTK, by parameter", total=1)
+        shares = shares_of_parameters(model, x)
+        results.shares = shares_of_modules(shares)
+        results.accuracy = {name: accuracy_of_limit(shares, y, n_train, TRAINED[name]) for name in TRAINED}
         progress.advance(task)
         task = progress.add_task("empirical NTKs of finite networks", total=len(widths) * seeds)
         for width in widths:
@@ -178,11 +182,15 @@ def draw_shares(axes: Axes, shares: dict[str, float]) -> None:
 
 def draw_accuracies(axes: Axes, results: Results) -> None:
     names = list(results.accuracy)
-    bars = axes.bar(names, [100 * results.accuracy[name] for name in names], color=[BLUE, *[ORANGE] * (len(names) - 1)])
-    axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=10)
+    for k, name in enumerate(names):
+        percent = 100 * results.accuracy[name]
+        axes.plot(k, percent, "o", color=ORANGE if k else BLUE, markersize=11)
+        axes.annotate(f"{percent:.1f}", (k, percent), (0, 9), textcoords="offset points", ha="center")
     axes.axhline(100 * results.network, color=GREY, linestyle="--", label="finite network, all trained with Adam")
-    axes.tick_params(axis="x", rotation=20)
-    axes.set_ylim(0, 112)
+    axes.set_xticks(range(len(names)), names, rotation=20)
+    axes.margins(x=0.08)
+    axes.set_ylim(100 * min(results.accuracy.values()) - 6, 100 * max(results.accuracy.values()) + 6)
+    axes.grid(axis="y", alpha=0.3)
     axes.set(ylabel="test accuracy, %")
     axes.set_title("At infinite width, with only these parameters trained", fontsize=13)
     axes.legend(frameon=False, loc="upper right")
@@ -197,6 +205,7 @@ def draw_deviations(axes: Axes, deviations: dict[int, list[float]]) -> None:
     axes.plot(widths, means[0] * np.sqrt(widths[0] / widths), "--", color=GREY, label="1 / sqrt(width)")
     axes.set(xscale="log", yscale="log", xlabel="width", ylabel="|empirical NTK - limit| / |limit|")
     axes.set_xticks(widths, [str(width) for width in widths])
+    axes.set_yticks([0.05, 0.1, 0.2, 0.4], ["0.05", "0.1", "0.2", "0.4"])
     axes.minorticks_off()
     axes.set_title("Finite networks approach the limit", fontsize=13)
     axes.legend(frameon=False)

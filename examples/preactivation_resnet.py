@@ -15,13 +15,13 @@ class Block(nn.Module):
 
 class ResNet(nn.Module):
     width: int = 64
-    blocks: int = 2
     classes: int = 10
 
     @nn.compact
     def __call__(self, x):
         x = nn.Conv(self.width, (3, 3), strides=(2, 2), name="stem")(x)
-        for k in range(self.blocks):
-            x = Block(self.width, name=f"block{k + 1}")(x)
+        x = Block(self.width, name="block1")(x)
+        x = nn.Conv(2 * self.width, (3, 3), strides=(2, 2), name="down")(x)
+        x = Block(2 * self.width, name="block2")(x)
         x = nn.relu(nn.LayerNorm(name="norm")(x)).mean((1, 2))
         return nn.Dense(self.classes, name="head")(x)

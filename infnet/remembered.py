@@ -1,14 +1,14 @@
 """Kernel functions that were made before, by the model, the options and the shapes of the inputs.
 
-A model that is asked for its kernel again and again should not be read again: nor compiled, since a kernel function
-keeps what it has compiled.
+A model that is asked for its kernel again and again should not be read again, nor compiled: a kernel function keeps
+what it has compiled.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,14 +16,12 @@ import jax.numpy as jnp
 from infnet.kernel import Kernel
 
 PyTree = Any
+T = TypeVar("T")
 KEPT = 64
 
 
 def remembered_kernel_fn(make: Callable[..., Any], model: Any, x: PyTree, options: Mapping[str, Any]) -> Any:
     """`make(model, example, **options)`, or what it returned for such a model, inputs and options before.
-
-    The last kernel functions made are kept. Models and options are compared by their values; those that cannot be
-    (options that are arrays, mutable models) are not remembered.
 
     Args:
         make: `(model, example, **options) -> KernelFn`, as `infnet_flax.kernel_fn`.
@@ -35,17 +33,25 @@ def remembered_kernel_fn(make: Callable[..., Any], model: Any, x: PyTree, option
     def one(leaf: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((1, *jnp.shape(leaf)[1:]), jnp.result_type(leaf))
 
-    example = jax.tree.map(_shape if isinstance(x, Kernel) else one, x)
+    return remembered(make, model, jax.tree.map(_shape if isinstance(x, Kernel) else one, x), **options)
+
+
+def remembered(make: Callable[..., T], *args: Any, **options: Any) -> T:
+    """`make(*args, **options)`, or what it returned for such arguments before.
+
+    The last results are kept. Arguments are compared by their values; where they cannot be (arrays, mutable models)
+    nothing is remembered.
+    """
     try:
-        key = _comparable((make, model, example, dict(options)))
+        key = _comparable((make, args, options))
         hash(key)
     except TypeError:
-        return make(model, example, **options)
-    return _made(_Wanted(key, lambda: make(model, example, **options)))
+        return make(*args, **options)
+    return _made(_Wanted(key, lambda: make(*args, **options)))
 
 
 class _Wanted:
-    """A kernel function that is equal to others with the same key."""
+    """What is equal to others with the same key."""
 
     def __init__(self, key: Hashable, make: Callable[[], Any]):
         self.key, self.make = key, make

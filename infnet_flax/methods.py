@@ -67,12 +67,8 @@ class Methods:
             infnet.errors.InputError: as `infnet.empirical_kernel_fn`; or `variables` has no "params".
         """
         params, state = _parts(variables)
-        apply = infnet_flax.kernel.pure_apply(self, state)
-
-        def f(params: PyTree, x: PyTree) -> PyTree:
-            return apply(params, *infnet.example_args(x), **(call_kwargs or {}))
-
-        return infnet.empirical_kernel_fn(f, **options)(x1, x2, get, params)
+        kernel_fn = infnet.remembered(_empirical_kernel_fn, self, **options)
+        return kernel_fn(x1, x2, get, params, state=state, call_kwargs=dict(call_kwargs or {}))
 
     def linearize(self: Any, variables: Mapping[str, Any]) -> Callable[..., PyTree]:
         """`apply`, linearized in the parameters around those in `variables`; it takes the same arguments as `apply`.
@@ -122,6 +118,15 @@ class Methods:
             self, x1, variables=variables, method=method, init_kwargs=init_kwargs, call_kwargs=call_kwargs
         )
         return infnet.monte_carlo_kernel_fn(model.init, model.apply, key, n_samples, **options)(x1, x2, get)
+
+
+def _empirical_kernel_fn(module: nn.Module, **options: Any) -> Callable[..., Any]:
+    """The empirical kernel function of a module, for any parameters and other collections."""
+
+    def f(params: PyTree, x: PyTree, *, state: Mapping[str, Any], call_kwargs: Mapping[str, Any]) -> PyTree:
+        return infnet_flax.kernel.pure_apply(module, state)(params, *infnet.example_args(x), **call_kwargs)
+
+    return infnet.empirical_kernel_fn(f, **options)
 
 
 def _parts(variables: Mapping[str, Any]) -> tuple[PyTree, dict[str, Any]]:

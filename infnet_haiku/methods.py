@@ -68,12 +68,8 @@ class Methods:
         Raises:
             infnet.errors.InputError: as `infnet.empirical_kernel_fn`.
         """
-        apply = infnet_haiku.kernel.pure_apply(self, state or {}, rng)
-
-        def f(params: PyTree, x: PyTree) -> PyTree:
-            return apply(params, *infnet.example_args(x), **(call_kwargs or {}))
-
-        return infnet.empirical_kernel_fn(f, **options)(x1, x2, get, params)
+        kernel_fn = infnet.remembered(_empirical_kernel_fn, self, **options)
+        return kernel_fn(x1, x2, get, params, state=state or {}, rng=rng, call_kwargs=dict(call_kwargs or {}))
 
     def linearize(self: Any, params: PyTree) -> Callable[..., PyTree]:
         """`apply`, linearized in the parameters around `params`; it takes the same arguments as `apply`."""
@@ -117,3 +113,15 @@ class Methods:
             self, x1, state=state, rng=rng, init_kwargs=init_kwargs, call_kwargs=call_kwargs
         )
         return infnet.monte_carlo_kernel_fn(model.init, model.apply, key, n_samples, **options)(x1, x2, get)
+
+
+def _empirical_kernel_fn(transformed: Any, **options: Any) -> Callable[..., Any]:
+    """The empirical kernel function of a transform, for any parameters, state and key."""
+
+    def f(
+        params: PyTree, x: PyTree, *, state: Mapping[str, Any], rng: jax.Array | None, call_kwargs: Mapping[str, Any]
+    ) -> PyTree:
+        apply = infnet_haiku.kernel.pure_apply(transformed, state, rng)
+        return apply(params, *infnet.example_args(x), **call_kwargs)
+
+    return infnet.empirical_kernel_fn(f, **options)

@@ -13,18 +13,31 @@ import pytest
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-@pytest.fixture(scope="module")
-def run_digits(tmp_path_factory):
-    """The results of a fast run, and the picture it wrote."""
-    picture = tmp_path_factory.mktemp("digits") / "new" / "digits.png"
+def run(name, folder):
+    """The module of an example, the results of a fast run, and the picture it wrote."""
+    picture = folder / "new" / f"{name}.png"
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(EXAMPLES)
-        spec = importlib.util.spec_from_file_location("digits_example", EXAMPLES / "digits.py")
+        spec = importlib.util.spec_from_file_location(f"{name}_example", EXAMPLES / f"{name}.py")
         module = importlib.util.module_from_spec(spec)
         patch.setitem(sys.modules, spec.name, module)
         spec.loader.exec_module(module)
         results = module.main(["--fast", "--out", str(picture)])
     return module, results, picture
+
+
+def assert_is_a_picture(path):
+    from matplotlib.image import imread
+
+    pixels = imread(path)
+    assert pixels.shape[0] > 500
+    assert pixels.shape[1] > 1500
+    assert len(np.unique(pixels.reshape(-1, pixels.shape[-1]), axis=0)) > 500
+
+
+@pytest.fixture(scope="module")
+def run_digits(tmp_path_factory):
+    return run("digits", tmp_path_factory.mktemp("digits"))
 
 
 def test_all_three_methods_read_digits(run_digits):
@@ -44,16 +57,33 @@ def test_predictions_are_finite_and_uncertain(run_digits):
 
 
 def test_the_picture_is_written(run_digits):
-    from matplotlib.image import imread
-
-    _, _, picture = run_digits
-    pixels = imread(picture)
-    assert pixels.shape[0] > 600
-    assert pixels.shape[1] > 1500
-    assert len(np.unique(pixels.reshape(-1, pixels.shape[-1]), axis=0)) > 1000
+    assert_is_a_picture(run_digits[2])
 
 
-def test_the_model_imports_only_flax():
-    tree = ast.parse((EXAMPLES / "digits_model.py").read_text())
+@pytest.mark.parametrize("name", ["digits_model.py", "preactivation_resnet.py"])
+def test_the_models_import_only_flax(name):
+    tree = ast.parse((EXAMPLES / name).read_text())
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
     assert [ast.unparse(node) for node in imports] == ["import flax.linen as nn"]
+
+
+def test_an_existing_flax_model_is_annotated(tmp_path):
+    module, results, picture = run("annotate_existing_flax_model", tmp_path)
+    assert results.accuracy.keys() == module.TRAINED.keys()
+    assert min(results.accuracy.values()) > 0.6  # 60 training images
+    assert results.network > 0.2  # 60 steps
+    assert np.isclose(sum(results.shares.values()), 1)
+    narrow, wide = (np.mean(results.deviations[width]) for width in (8, 16))
+    assert wide < narrow < 1
+    assert_is_a_picture(picture)
+
+
+def test_a_haiku_pipeline_follows_its_kernel(tmp_path):
+    module, results, picture = run("haiku_pipeline", tmp_path)
+    assert min(map(results.accuracy, module.COLORS)) > 0.8
+    network, linearized, limit = (results.predictions[method] for method in module.COLORS)
+    assert np.abs(network - linearized).mean() < 0.3  # of width 64
+    assert np.abs(linearized - limit).mean() < 0.3
+    for losses in results.losses.values():
+        assert np.all(np.diff(losses) < 1e-6)
+    assert_is_a_picture(picture)
