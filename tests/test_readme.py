@@ -100,7 +100,7 @@ def test_the_other_documents_run():
         names, output = {"__name__": path.stem}, io.StringIO()
         with contextlib.redirect_stdout(output):
             for block in blocks("python", path.read_text()):
-                exec(compile(block, path.name, "exec"), names)
+                exec(compile(block, path.name, "exec", dont_inherit=True), names)
         assert output.getvalue() == "".join(blocks("text", path.read_text()))
 
 
