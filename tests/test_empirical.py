@@ -16,7 +16,7 @@ from jax import lax
 import infnet
 from infnet.errors import BatchAxisError, InputError
 
-WAYS = ["jacobian_contraction", "ntk_vector_products"]
+WAYS = ["jacobian_contraction", "ntk_vector_products", "structured_derivatives"]
 SMALL = 600  # bytes: less than the Jacobian of a parameter
 
 
@@ -64,7 +64,7 @@ def test_of_one_set_of_examples_and_in_blocks(name):
         assert_definition(network._replace(x2=None), expected, implementation=way, memory_limit=limit)
 
 
-@pytest.mark.parametrize("way", ["jacobian_contraction", "ntk_vector_products"])
+@pytest.mark.parametrize("way", WAYS)
 def test_shares_of_parameters(way):
     network = NETWORKS["several outputs"]()
     f, params, x1, x2 = network
@@ -91,7 +91,7 @@ def test_axes(trace, diagonal):
     network = finite_zoo.Network(lambda w, x: jnp.sin(x @ w), rng.standard_normal((3, 2)), x1, x2)
     expected = dense_kernels(network, x2, trace, diagonal)
     negative = tuple(k - 3 for k in trace)
-    for way, limit in [(WAYS[0], 2**31), (WAYS[0], SMALL), (WAYS[1], 2**31)]:
+    for way, limit in [*((way, 2**31) for way in WAYS), (WAYS[0], SMALL)]:
         assert_definition(network, expected, diagonal, trace=negative, implementation=way, memory_limit=limit)
 
 
