@@ -4,7 +4,7 @@
 
 The networks are plain JAX functions, with the same parameters for both; `trace_axes=()`, x2 = x1, float32. One process
 per network, library and implementation, one after the other, so that noise of the machine hits all. Prints milliseconds
-(best of 4), how much the peak of the memory of the process grew by, and ratios to the fastest of the peer.
+(best of up to 10 runs), how much the peak of the memory of the process grew by, and ratios to the fastest of the peer.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def measure(name: str, library: str, implementation: str) -> dict[str, float]:
     start = time.perf_counter()
     value = jax.block_until_ready(ntk_fn(x, None, params))
     first, runs = time.perf_counter() - start, []
-    for _ in range(4):
+    while len(runs) < 10 and sum(runs) < 2:
         start = time.perf_counter()
         jax.block_until_ready(ntk_fn(x, None, params))
         runs.append(time.perf_counter() - start)
