@@ -175,6 +175,7 @@ def full_product(one: np.ndarray, two: np.ndarray) -> np.ndarray:
 def reduced(full: np.ndarray, trace: tuple[int, ...], diagonal: tuple[int, ...]) -> np.ndarray:
     """Traces and diagonals of `(*axes1, *axes2)`, entry by entry; the result has each axis twice, in natural order."""
     rank = full.ndim // 2
+    trace = tuple(k % rank for k in trace)
     order = [axis for k in range(rank) for axis in (k, rank + k)]
     result = full.transpose(order)
     for k in reversed(range(rank)):
