@@ -62,7 +62,7 @@ def _jaxpr_at(apply_fn: Callable[..., Any], params: Any, inputs: Sequence[Any], 
         ) from error
 
 
-def flatten(closed: ClosedJaxpr, random_inputs: int, where: Where | None = None) -> Flat:
+def flatten(closed: ClosedJaxpr, random_inputs: int, where: Where | None = None, *, unroll: bool = True) -> Flat:
     """Inline all calls, and leave out what the outputs do not depend on: a model may compute a loss as it goes.
 
     Functions with a derivative of their own (`jax.custom_jvp`, `jax.custom_vjp`) stay whole where they act element
@@ -74,10 +74,11 @@ def flatten(closed: ClosedJaxpr, random_inputs: int, where: Where | None = None)
         closed: the jaxpr.
         random_inputs: the number of parameters, which are the first inputs.
         where: the operation that the jaxpr is the body of, if it is one.
+        unroll: unroll loops over what is random; otherwise they stay whole.
     """
     flat = Flat()
     flat.inputs = [flat.new(v.aval) for v in closed.jaxpr.invars]
-    inliner = _Inliner(flat, set(flat.inputs[:random_inputs]))
+    inliner = _Inliner(flat, set(flat.inputs[:random_inputs]), unroll)
     flat.outputs = inliner.inline(closed, flat.inputs, where or Where())
     return Flat(needed_equations(flat, flat.outputs), flat.avals, flat.constants, flat.inputs, flat.outputs)
 
@@ -90,9 +91,10 @@ def add_function(flat: Flat, function: Callable[..., Any], inputs: Sequence[int]
 class _Inliner:
     """Adds equations to `flat`; `random` are the variables that depend on parameters."""
 
-    def __init__(self, flat: Flat, random: set[int]):
+    def __init__(self, flat: Flat, random: set[int], unroll: bool = True):
         self.flat = flat
         self.random = random
+        self.unroll = unroll
 
     def inline(self, closed: ClosedJaxpr, inputs: Sequence[int], outer: Where) -> list[int]:
         """Add the equations of a jaxpr applied to `inputs`; returns its outputs."""
@@ -114,7 +116,7 @@ class _Inliner:
         stays_whole = eqn.primitive in CUSTOM_CALLS and (is_random or is_elementwise(eqn))
         if eqn.primitive in CALLS and not stays_whole:
             return self.inline(called_jaxpr(eqn), inputs, where)
-        if eqn.primitive is lax_p.scan_p and is_random and eqn.params["length"]:
+        if eqn.primitive is lax_p.scan_p and is_random and self.unroll and eqn.params["length"]:
             return self._unroll(eqn, inputs, where)
         if eqn.primitive is lax_p.cond_p and is_random:
             index = constant_value(self.flat, inputs[0])

@@ -20,13 +20,13 @@ class Network(NamedTuple):
 
 
 class Images(nn.Module):
-    """Convolution, pooling (average and maximum), a norm, a dense layer."""
+    """Convolutions, pooling (average and maximum), a dense layer."""
 
     @nn.compact
     def __call__(self, x):
         x = nn.tanh(nn.Conv(3, (3, 3))(x))
         x = nn.max_pool(x, (2, 2), (2, 2))
-        x = nn.GroupNorm(1)(nn.Conv(2, (2, 2), padding="CIRCULAR", strides=(1, 1))(x))
+        x = nn.Conv(2, (2, 2), padding="CIRCULAR")(x)
         return nn.Dense(2)(nn.relu(nn.avg_pool(x, (2, 2))).reshape((x.shape[0], -1)))
 
 
@@ -45,7 +45,8 @@ class Tokens(nn.Module):
     @nn.compact
     def __call__(self, x):
         x = nn.Embed(5, 4)(x) + self.param("positions", nn.initializers.normal(), (3, 4))
-        x = nn.LayerNorm()(x + nn.MultiHeadDotProductAttention(2)(x))
+        query, key, value = (nn.Dense(4, use_bias=False)(x) for _ in range(3))
+        x = nn.LayerNorm()(x + nn.softmax(query @ key.mT) @ value)
         return nn.Dense(2)(x)
 
 
@@ -174,6 +175,7 @@ def full_product(one: np.ndarray, two: np.ndarray) -> np.ndarray:
 def reduced(full: np.ndarray, trace: tuple[int, ...], diagonal: tuple[int, ...]) -> np.ndarray:
     """Traces and diagonals of `(*axes1, *axes2)`, entry by entry; the result has each axis twice, in natural order."""
     rank = full.ndim // 2
+    trace = tuple(k % rank for k in trace)
     order = [axis for k in range(rank) for axis in (k, rank + k)]
     result = full.transpose(order)
     for k in reversed(range(rank)):

@@ -14,9 +14,12 @@ from finite_zoo import NETWORKS, dense_jacobians, full_product, reduced
 from jax import lax
 
 import infnet
+from infnet.empirical.model import Model
+from infnet.empirical.shares import Dense, Outer, Rows
+from infnet.empirical.structured import _sketch
 from infnet.errors import BatchAxisError, InputError
 
-WAYS = ["jacobian_contraction", "ntk_vector_products"]
+WAYS = ["jacobian_contraction", "ntk_vector_products", "structured_derivatives"]
 SMALL = 600  # bytes: less than the Jacobian of a parameter
 
 
@@ -26,26 +29,23 @@ def float64(unoptimised):
         yield
 
 
-def dense_kernels(network, x2, trace=(), diagonal=()):
-    """The NNGP and the shares of the parameters in the NTK, of each output."""
+def dense_kernels(network, x2):
+    """The NNGP and the shares of the parameters in the NTK, `(*axes1, *axes2)`, of each output."""
     f, params, x1, _ = network
     ones, twos = dense_jacobians(f, params, x1), dense_jacobians(f, params, x2)
     pairs = zip(jax.tree.leaves(f(params, x1)), jax.tree.leaves(f(params, x2)), strict=True)
     nngps = [full_product(np.asarray(a)[..., None], np.asarray(b)[..., None]) for a, b in pairs]
     ntks = [[full_product(a, b) for a, b in zip(*rows, strict=True)] for rows in zip(ones, twos, strict=True)]
-    return (
-        [reduced(k, trace, diagonal) for k in nngps],
-        [[reduced(k, trace, diagonal) for k in of_output] for of_output in ntks],
-    )
+    return nngps, ntks
 
 
-def assert_definition(network, expected, *args, trace=(), **options):
+def assert_definition(network, dense, *, trace=(), diagonal=(), **options):
     f, params, x1, x2 = network
-    found = infnet.empirical_kernel_fn(f, trace, *args, **options)(x1, x2, ("ntk", "nngp"), params)
+    found = infnet.empirical_kernel_fn(f, trace, diagonal, **options)(x1, x2, ("ntk", "nngp"), params)
     kernels = jax.tree.leaves(found, is_leaf=lambda k: hasattr(k, "nngp"))
-    for kernel, nngp, shares in zip(kernels, *expected, strict=True):
-        np.testing.assert_allclose(kernel.nngp, nngp, rtol=1e-10, atol=1e-10)
-        np.testing.assert_allclose(kernel.ntk, sum(shares), rtol=1e-10, atol=1e-10)
+    for kernel, nngp, shares in zip(kernels, *dense, strict=True):
+        np.testing.assert_allclose(kernel.nngp, reduced(nngp, trace, diagonal), rtol=1e-10, atol=1e-10)
+        np.testing.assert_allclose(kernel.ntk, reduced(sum(shares), trace, diagonal), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -64,7 +64,7 @@ def test_of_one_set_of_examples_and_in_blocks(name):
         assert_definition(network._replace(x2=None), expected, implementation=way, memory_limit=limit)
 
 
-@pytest.mark.parametrize("way", ["jacobian_contraction", "ntk_vector_products"])
+@pytest.mark.parametrize("way", WAYS)
 def test_shares_of_parameters(way):
     network = NETWORKS["several outputs"]()
     f, params, x1, x2 = network
@@ -72,7 +72,7 @@ def test_shares_of_parameters(way):
     found = infnet.empirical_kernel_fn(f, implementation=way)(x1, x2, "ntk_by_param", params)
     for name, parts in zip(["images", "scalars"], expected, strict=True):
         for kernel, part in zip((found[name][leaf] for leaf in ("scale", "v", "w")), parts, strict=True):
-            np.testing.assert_allclose(kernel, part, rtol=1e-10, atol=1e-10)
+            np.testing.assert_allclose(kernel, reduced(part, (), ()), rtol=1e-10, atol=1e-10)
 
 
 AXES = [
@@ -83,16 +83,23 @@ AXES = [
 ]
 
 
-@pytest.mark.parametrize(("trace", "diagonal"), AXES)
-def test_axes(trace, diagonal):
-    """All combinations, for an output with examples, positions and channels."""
+@pytest.fixture(scope="module")
+def positions_and_channels():
+    """A network whose output has examples, positions and channels, and its kernels with all axes twice."""
     rng = np.random.RandomState(0)
     x1, x2 = rng.standard_normal((2, 2, 4, 3))
     network = finite_zoo.Network(lambda w, x: jnp.sin(x @ w), rng.standard_normal((3, 2)), x1, x2)
-    expected = dense_kernels(network, x2, trace, diagonal)
+    with jax.enable_x64(True):
+        return network, dense_kernels(network, x2)
+
+
+@pytest.mark.parametrize(("trace", "diagonal"), AXES)
+def test_axes(positions_and_channels, trace, diagonal):
+    """All combinations; those of the trace counted from the end."""
     negative = tuple(k - 3 for k in trace)
-    for way, limit in [(WAYS[0], 2**31), (WAYS[0], SMALL), (WAYS[1], 2**31)]:
-        assert_definition(network, expected, diagonal, trace=negative, implementation=way, memory_limit=limit)
+    for way, limit in [*((way, 2**31) for way in WAYS), (WAYS[0], SMALL)]:
+        options = {"trace": negative, "diagonal": diagonal, "implementation": way, "memory_limit": limit}
+        assert_definition(*positions_and_channels, **options)
 
 
 def test_the_limit_of_memory_holds():
@@ -107,6 +114,129 @@ def test_the_limit_of_memory_holds():
         ntk_fn = infnet.empirical_ntk_fn(f, implementation=way, memory_limit=2**22)
         used = jax.jit(lambda p, fn=ntk_fn: fn(x, None, p)).lower(params).compile().memory_analysis()
         assert used.temp_size_in_bytes < 5 * 2**22
+
+
+# Structured derivatives: one use of each kind, with the kind of gradient that it has
+
+
+def few_positions(w, x):
+    return jnp.sin(x.reshape(len(x), 2, -1) @ w).sum(1)[:, :3]
+
+
+def weight_on_the_left(w, x):
+    return jnp.sin(jnp.einsum("kl,nk->ln", w, x[:, :20])).T[:, :3]
+
+
+def renamed(w, x):
+    return jnp.sin(x[:, :20] @ w.reshape(5, 20).T.reshape(20, 5)).astype(float)[:, :2]
+
+
+def convolution(w, x):
+    h = lax.conv_general_dilated(
+        x[:, :50].reshape(-1, 5, 5, 2),
+        w.reshape(2, 5, 2, 5),
+        (2, 1),
+        ((1, 0), (2, 1)),
+        lhs_dilation=(1, 2),
+        rhs_dilation=(2, 1),
+        dimension_numbers=("NHWC", "HWIO", "CNHW"),
+    )
+    return jnp.sin(h).sum((2, 3)).T[:, :2]
+
+
+def grouped_convolution(w, x):
+    h = lax.conv_general_dilated(
+        x[:, :50].reshape(-1, 25, 2),
+        w.reshape(5, 1, 20),
+        (1,),
+        "SAME",
+        feature_group_count=2,
+        dimension_numbers=("NWC", "WIO", "NWC"),
+    )
+    return jnp.sin(h).sum(1)[:, 3:5]
+
+
+def lookup(mode):
+    def f(w, x):
+        numbers = (7 * x[:, :4]).astype(int)  # some of them outside
+        rows = jnp.take(w.reshape(10, 2, 5), numbers, axis=0, mode=mode, fill_value=0.0)
+        return jnp.sin(rows).sum((1, 2))[:, :2]
+
+    return f
+
+
+def lookup_of_scalars(w, x):
+    return jnp.sin(jnp.take(w.ravel(), jnp.argsort(x[:, :4], 1))).cumsum(1)[:, 1:3]
+
+
+def twice(w, x):
+    return jnp.sin(jnp.sin(x[:, :20] @ w) @ w.T)[:, :2]
+
+
+def squared(w, x):
+    return jnp.sin(x[:, :5] @ (w.T @ w))[:, :2]
+
+
+def batched(w, x):
+    return jnp.einsum("kab,nka->nkb", w.reshape(5, 4, 5), x[:, :20].reshape(-1, 5, 4)).sum(1)[:, :2]
+
+
+def elementwise(w, x):
+    return jnp.tanh(x[:, :20, None] * jnp.exp(w)).sum(1)[:, :2]
+
+
+def returned(w, x):
+    return jnp.broadcast_to(w[None], (len(x), 20, 5))
+
+
+def unused(w, x):
+    return x[:, :2] + jnp.argmax(w)
+
+
+STRUCTURES = [
+    (few_positions, Outer),
+    (weight_on_the_left, Outer),
+    (renamed, Outer),
+    (convolution, Outer),
+    (grouped_convolution, Dense),
+    (lookup("clip"), Rows),
+    (lookup("fill"), Rows),
+    (lookup("wrap"), Rows),
+    (lookup_of_scalars, Rows),
+    (twice, Dense),
+    (squared, Dense),
+    (batched, Dense),
+    (elementwise, Dense),
+    (unused, Dense),
+    (returned, None),
+]
+
+
+@pytest.mark.parametrize(("f", "kind"), STRUCTURES)
+def test_structures(f, kind):
+    rng = np.random.RandomState(0)
+    w = rng.standard_normal((40, 30) if f is few_positions else (20, 5))
+    network = finite_zoo.Network(f, w, rng.standard_normal((3, 80)), rng.standard_normal((3, 80)))
+    model = Model(f, w, {})
+    x = jnp.asarray(network.x1)
+    (side,) = model.sides(x, model.structs(x)[0], 0)
+    found = _sketch(side)
+    assert (found and type(found[0])) is kind
+    dense = dense_kernels(network, network.x2)
+    for trace, diagonal in [((), ()), ((1,), ()), ((), (0, 1))]:
+        assert_definition(network, dense, trace=trace, diagonal=diagonal, implementation=WAYS[2])
+
+
+def test_an_embedding_costs_no_memory():
+    """The Jacobian in the table has 1600 x 64 columns: 33 MB."""
+
+    def f(p, x):
+        return jnp.tanh(p["table"][x].mean(1) @ p["w"])
+
+    params = {"table": np.ones((1600, 64), np.float32), "w": np.ones((64, 10), np.float32)}
+    x = np.zeros((8, 16), int)
+    compiled = jax.jit(lambda p: infnet.empirical_ntk_fn(f)(x, None, p)).lower(params).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 8e6
 
 
 def test_learning_rates():
@@ -256,7 +386,7 @@ def test_products_with_vectors(name):
     y = f(params, x2)
     vector = rng.standard_normal(y.shape) + (1j * rng.standard_normal(y.shape) if jnp.iscomplexobj(y) else 0)
     found = infnet.empirical_ntk_vp_fn(f, x1, x2, params)(vector)
-    np.testing.assert_allclose(found, np.einsum("ijab,jb->ia", sum(shares), vector), rtol=1e-10)
+    np.testing.assert_allclose(found, np.einsum("iajb,jb->ia", sum(shares), vector), rtol=1e-10)
 
 
 def test_products_with_vectors_of_several_outputs():

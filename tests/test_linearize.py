@@ -31,7 +31,7 @@ def parameters(seed):
 X = np.random.RandomState(5).standard_normal((6, 3))
 
 
-@pytest.mark.parametrize("degree", [3, 4, 5])
+@pytest.mark.parametrize("degree", [3, 4])
 def test_a_polynomial_is_its_expansion(degree):
     start, end = parameters(0), parameters(1)
     found = infnet.taylor_expand(polynomial, start, degree)(end, X, shift=0.7)
@@ -42,7 +42,7 @@ def test_a_polynomial_is_its_expansion(degree):
     assert not found["count"].any()  # a constant of the expansion
 
 
-@pytest.mark.parametrize("degree", [0, 1, 2, 3])
+@pytest.mark.parametrize("degree", [0, 3])
 def test_terms_of_a_function_of_one_number(degree):
     found = infnet.taylor_expand(lambda p, x: jnp.exp(2 * p * x), 0.5, degree)(0.9, 1.5)
     expected = np.exp(1.5) * sum((2 * 1.5 * 0.4) ** k / [1, 1, 2, 6][k] for k in range(degree + 1))

@@ -7,6 +7,7 @@ computed again for every block of rows of x1.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -32,31 +33,33 @@ def jacobian_contraction(
     """
     total = jnp.zeros(axes.shape, dtype)
     leaves = side1.leaves
-    for group in _groups(side1, side2, memory_limit):
+    costs = [_bytes(side1.only([k], [leaf]), side2) for k, leaf in enumerate(leaves)]
+    for group in groups(costs, memory_limit):
         # One group after the other, so that never two of them are in memory.
         chosen, total = lax.optimization_barrier(([leaves[k] for k in group], total))
         one, two = side1.only(group, chosen), side2 and side2.only(group, chosen)
-        contract = partial(_in_blocks, memory_limit=memory_limit) if _bytes(one, two) > memory_limit else _at_once
+        fits = sum(costs[k] for k in group) <= memory_limit
+        contract = _at_once if fits else partial(_in_blocks, memory_limit=memory_limit)
         total += contract(one, two, axes, [rates[k] for k in group], dtype)
     return total
 
 
-def _bytes(side1: Side, side2: Side | None) -> int:
-    return side1.row_bytes * (side1.size + (side2.size if side2 else 0))
-
-
-def _groups(side1: Side, side2: Side | None, memory_limit: int) -> list[list[int]]:
-    """Consecutive parameters whose Jacobians fit together, or single ones."""
-    groups: list[list[int]] = []
+def groups(costs: Sequence[int], limit: int) -> list[list[int]]:
+    """The numbers of consecutive items whose costs together are within a limit, or of single ones."""
+    found: list[list[int]] = []
     taken = 0
-    for number, leaf in enumerate(side1.leaves):
-        needed = _bytes(side1.only([number], [leaf]), side2 and side2.only([number], [leaf]))
-        if not groups or taken + needed > memory_limit:
-            groups.append([])
+    for number, cost in enumerate(costs):
+        if not found or taken + cost > limit:
+            found.append([])
             taken = 0
-        groups[-1].append(number)
-        taken += needed
-    return groups
+        found[-1].append(number)
+        taken += cost
+    return found
+
+
+def _bytes(side1: Side, side2: Side | None) -> int:
+    """The size of the Jacobians."""
+    return side1.row_bytes * (side1.size + (side2.size if side2 else 0))
 
 
 def _at_once(side1: Side, side2: Side | None, axes: Axes, rates: list[float], dtype: Any) -> jax.Array:

@@ -16,6 +16,7 @@ from infnet.empirical.contraction import jacobian_contraction
 from infnet.empirical.examples import VmapAxes
 from infnet.empirical.model import Model
 from infnet.empirical.side import Side
+from infnet.empirical.structured import structured_derivatives
 from infnet.empirical.vector_products import ntk_vector_products
 from infnet.errors import InputError
 
@@ -24,9 +25,10 @@ KernelFn = Callable[..., PyTree]
 # (side1, side2, axes, rates, dtype, memory_limit) -> the NTK of one output; see `jacobian_contraction`.
 Implementation = Callable[..., jax.Array]
 IMPLEMENTATIONS: dict[str, Implementation] = {
-    "auto": jacobian_contraction,
+    "auto": structured_derivatives,
     "jacobian_contraction": jacobian_contraction,
     "ntk_vector_products": ntk_vector_products,
+    "structured_derivatives": structured_derivatives,
 }
 # Bytes that Jacobians may take at a time, unless users say otherwise.
 MEMORY_LIMIT = 2**31
@@ -59,7 +61,10 @@ def empirical_kernel_fn(
         vmap_axes: "auto" takes Jacobians example by example, on axis 0 of all inputs and outputs, if the jaxpr of `f`
             proves that the examples do not depend on each other, and otherwise for the batch as a whole. 0 insists on
             the former, None on the latter.
-        implementation: of the NTK: "jacobian_contraction", "ntk_vector_products" or "auto".
+        implementation: of the NTK. "structured_derivatives", which is also "auto", forms no Jacobian of the weights of
+            dense layers, convolutions and embeddings unless that is cheaper, parameter by parameter; where examples
+            depend on each other, or numbers are complex, it is "jacobian_contraction". "ntk_vector_products" takes a
+            forward pass for every row of the kernel in place of the contraction.
         trainable: which parameters are trained: a predicate on paths such as `Dense_0/kernel`, a mapping from globs to
             booleans, or a pytree of the structure of the parameters. Others leave the NTK, as integers do.
         lr_scale: relative learning rates: the same, with numbers. The share of a parameter in the NTK is scaled.

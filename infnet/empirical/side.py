@@ -49,6 +49,11 @@ class Side:
         """The size of a row of the Jacobian."""
         return sum(leaf.size * jnp.result_type(leaf, self.dtype).itemsize for leaf in self.leaves)
 
+    @property
+    def is_complex(self) -> bool:
+        """Whether the output or a trained parameter is."""
+        return jnp.issubdtype(self.dtype, jnp.complexfloating) or any(map(jnp.iscomplexobj, self.leaves))
+
     def only(self, numbers: Sequence[int], leaves: Leaves) -> Side:
         """The same with `leaves` in the place of those of these `numbers`, and the others constant."""
 
@@ -72,8 +77,8 @@ class Side:
         """For each parameter `(*shape, *parameter shape)`."""
         one = self.one
         if one is None:
-            return _all_rows(self.whole, self.leaves, self.dtype)
-        return jax.vmap(lambda x: _all_rows(lambda leaves: one(leaves, x), self.leaves, self.dtype))(self.x)
+            return _all_rows(self.whole, self.leaves)
+        return jax.vmap(lambda x: _all_rows(lambda leaves: one(leaves, x), self.leaves))(self.x)
 
     def row(self, number: jax.Array) -> Leaves:
         """The gradient of one element of the output."""
@@ -87,10 +92,14 @@ class Side:
         return row_of(pullback, self.leaves, cotangent)
 
 
-def _all_rows(f: Callable[[Leaves], jax.Array], leaves: Leaves, dtype: Any) -> Leaves:
+def basis(y: jax.Array) -> jax.Array:
+    """The vectors of a basis, `(size of y, *shape of y)`."""
+    return jnp.eye(y.size, dtype=y.dtype).reshape(y.size, *y.shape)
+
+
+def _all_rows(f: Callable[[Leaves], jax.Array], leaves: Leaves) -> Leaves:
     y, pullback = jax.vjp(f, leaves)
-    basis = jnp.eye(y.size, dtype=dtype).reshape(y.size, *y.shape)
-    rows = jax.vmap(partial(row_of, pullback, leaves))(basis)
+    rows = jax.vmap(partial(row_of, pullback, leaves))(basis(y))
     return [row.reshape(*y.shape, *leaf.shape) for row, leaf in zip(rows, leaves, strict=True)]
 
 

@@ -1,0 +1,156 @@
+"""Structured derivatives: the NTK from the gradients at the uses of parameters (Novak et al. 2022, arXiv:2206.08720).
+
+One backward pass gives the gradients at all uses. A weight of a dense layer or a convolution (a product with patches of
+its input) and the rows of an embedding then have factored gradients, see `infnet.empirical.shares`. From every other
+use the gradient is pulled back to the parameter, which is what Jacobian contraction does; never more than that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from infnet._jax import lax_primitives as lax_p
+from infnet.empirical.axes import Axes
+from infnet.empirical.contraction import groups, jacobian_contraction
+from infnet.empirical.shares import Dense, Outer, Rows, Share, product
+from infnet.empirical.side import Side
+from infnet.empirical.uses import Program, Use
+from infnet.registry import Rules
+
+# (use, gradients at its result `(*output, *result)`, operands) -> the gradient of one example; None if it has no
+# structure that the rule knows.
+Rule = Callable[[Use, jax.Array, list[Any]], Outer | Rows | None]
+RULES: Rules[Rule] = Rules()
+
+
+def structured_derivatives(
+    side1: Side, side2: Side | None, axes: Axes, rates: list[float], dtype: Any, memory_limit: int
+) -> jax.Array:
+    """The NTK of one output; as `jacobian_contraction`, which does what depends on the whole batch or is complex."""
+    sides = [side for side in (side1, side2) if side]
+    sketches = [_sketch(side) for side in sides]
+    kinds = [None if sketch is None else [type(share) for share in sketch] for sketch in sketches]
+    if None in kinds or kinds[0] != kinds[-1]:  # examples of different shapes may be treated differently
+        return jacobian_contraction(side1, side2, axes, rates, dtype, memory_limit)
+    total = jnp.zeros(axes.shape, dtype)
+    costs = [sum(_bytes(sketch[k]) for sketch in sketches if sketch) for k in range(len(side1.leaves))]
+    for group in groups(costs, memory_limit):
+        # One group after the other, so that never two of them are in memory.
+        chosen, total = lax.optimization_barrier(([side1.leaves[k] for k in group], total))
+        one, two = side1.only(group, chosen), side2 and side2.only(group, chosen)
+        multiply = _at_once if sum(costs[k] for k in group) <= memory_limit else jacobian_contraction
+        total += multiply(one, two, axes, [rates[k] for k in group], dtype, memory_limit)
+    return total
+
+
+def _at_once(
+    side1: Side, side2: Side | None, axes: Axes, rates: list[float], dtype: Any, memory_limit: int
+) -> jax.Array:
+    one = _shares(side1)
+    two = _shares(side2) if side2 else one
+    terms = [rate * product(axes, a, b, dtype, memory_limit) for rate, a, b in zip(rates, one, two, strict=True)]
+    return sum(terms, start=jnp.zeros(axes.shape, dtype))
+
+
+def _sketch(side: Side) -> list[Share] | None:
+    """The gradients with respect to each parameter, without values; None if they are not those of single examples."""
+    if side.one is None or side.is_complex or Program(side).returns_parameter:
+        return None
+    return jax.eval_shape(lambda: _shares(side))
+
+
+def _bytes(share: Share) -> int:
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(share))
+
+
+def _shares(side: Side) -> list[Share]:
+    """The gradients with respect to each parameter, of all examples."""
+    program = Program(side)
+
+    def of_example(example: Any) -> list[Share]:
+        gradients, env = program.gradients(side.leaves, example)
+        return [_share(program, leaf, gradients, env) for leaf in range(len(side.leaves))]
+
+    return jax.vmap(of_example)(side.x)
+
+
+def _share(program: Program, leaf: int, gradients: dict[int, jax.Array], env: dict[int, Any]) -> Share:
+    uses = program.uses[leaf]
+    if len(uses) == 1 and len(uses[0].places) == 1:
+        (use,) = uses
+        rule = RULES.get(use.equation.primitive)
+        found = rule and rule(use, gradients[use.results[0]], [env[v] for v in use.equation.inputs])
+        if found:
+            return found
+    return Dense(program.pull_back(leaf, gradients, env))
+
+
+def _lead(use: Use, delta: jax.Array) -> tuple[int, ...]:
+    """The axes of the output."""
+    result: Any = use.equation.source.outvars[0].aval
+    return delta.shape[: delta.ndim - len(result.shape)]
+
+
+@RULES.register(lax_p.dot_general_p)
+def _dot_general(use: Use, delta: jax.Array, operands: list[Any]) -> Outer | None:
+    contracted, batched = use.equation.params["dimension_numbers"]
+    if batched[0]:
+        return None
+    (place,) = use.places
+    other, over = operands[1 - place], contracted[1 - place]
+    free = [k for k in range(other.ndim) if k not in over]
+    h = other.transpose(*free, *over).reshape(math.prod(other.shape[k] for k in free), -1)
+    lead = _lead(use, delta)
+    if place == 1:  # the result has the axes of the left operand first
+        return Outer(delta.reshape(*lead, len(h), -1), h)
+    return Outer(delta.reshape(*lead, -1, len(h)).swapaxes(-1, -2), h)
+
+
+@RULES.register(lax_p.conv_general_dilated_p)
+def _conv(use: Use, delta: jax.Array, operands: list[Any]) -> Outer | None:
+    params, (x, w) = use.equation.params, operands
+    if use.places != (1,) or params["feature_group_count"] != 1 or params["batch_group_count"] != 1:
+        return None
+    numbers = params["dimension_numbers"]
+    patches = lax.conv_general_dilated_patches(
+        x,
+        [w.shape[k] for k in numbers.rhs_spec[2:]],
+        params["window_strides"],
+        params["padding"],
+        params["lhs_dilation"],
+        params["rhs_dilation"],
+        dimension_numbers=numbers,
+        precision=lax.Precision.HIGHEST,
+    )
+    channels_last = (numbers.out_spec[0], *numbers.out_spec[2:], numbers.out_spec[1])
+    h = patches.transpose(channels_last)
+    lead = _lead(use, delta)
+    k = len(lead)
+    moved = delta.transpose(*range(k), *(k + axis for axis in channels_last))
+    return Outer(moved.reshape(*lead, -1, moved.shape[-1]), h.reshape(-1, h.shape[-1]))
+
+
+@RULES.register(lax_p.gather_p)
+def _gather(use: Use, delta: jax.Array, operands: list[Any]) -> Rows | None:
+    params, (table, indices) = use.equation.params, operands
+    numbers, positions = params["dimension_numbers"], indices.shape[:-1]
+    whole_rows = (
+        use.places == (0,)
+        and numbers.start_index_map == numbers.collapsed_slice_dims == (0,)
+        and not numbers.operand_batching_dims
+        and tuple(params["slice_sizes"]) == (1, *table.shape[1:])
+        and numbers.offset_dims == tuple(range(len(positions), len(positions) + table.ndim - 1))
+    )
+    if not whole_rows:
+        return None
+    flat = indices.reshape(-1).astype(int)
+    if lax.GatherScatterMode.from_any(params["mode"]) is lax.GatherScatterMode.CLIP:
+        flat = jnp.clip(flat, 0, len(table) - 1)
+    flat = jnp.where((flat >= 0) & (flat < len(table)), flat, -1)
+    return Rows(delta.reshape(*_lead(use, delta), len(flat), -1), flat)
