@@ -1,5 +1,6 @@
 """An unmodified Haiku transform has the kernel of the same Flax model."""
 
+import cloudpickle
 import haiku as hk
 import jax
 import jax.numpy as jnp
@@ -91,3 +92,11 @@ def test_states_that_do_not_fit_are_refused():
         infnet_haiku.kernel_fn(transformed, X, call_kwargs={"is_training": True})
     with pytest.raises(InputError, match="state has arrays of shapes"):
         infnet_haiku.kernel_fn(transformed, X, state={"other": {"mean": 0.0}}, **INFERENCE)
+
+
+def test_annotated_transforms_are_pickled():
+    """By value, since those of Haiku are closures."""
+    net = infnet_haiku.transform(mlp)
+    copied = cloudpickle.loads(cloudpickle.dumps(net))
+    assert type(copied) is type(net)
+    np.testing.assert_array_equal(copied.kernel(X, get="ntk"), net.kernel(X, get="ntk"))

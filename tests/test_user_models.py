@@ -379,6 +379,7 @@ COPIES = {
     "deepcopy": lambda model: copy.deepcopy(model),
     "copy": lambda model: copy.copy(model),
     "clone": lambda model: model.clone(),
+    "pickle": lambda model: pickle.loads(pickle.dumps(model)),
     "cloudpickle": lambda model: cloudpickle.loads(cloudpickle.dumps(model)),
 }
 
@@ -391,8 +392,12 @@ def test_copies_of_annotated_models_keep_the_kernel(name, plain):
         assert_same(copied.kernel(X, get="ntk"), plain)
 
 
-def test_decorated_models_are_pickled(plain):
-    assert_same(pickle.loads(pickle.dumps(Decorated())).kernel(X, get="ntk"), plain)
+def test_bound_models_have_the_kernel_of_the_model(plain):
+    model = infnet_flax.annotate(MLP())
+    assert_same(model.bind(model.init(jax.random.key(0), X)).kernel(X, get="ntk"), plain)
+
+
+def test_decorated_classes_are_pickled(plain):
     assert_same(cloudpickle.loads(cloudpickle.dumps(Decorated))().kernel(X, get="ntk"), plain)
 
 
