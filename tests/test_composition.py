@@ -243,3 +243,35 @@ def test_a_mean_that_is_not_known_is_asked_for():
     infnet_flax.kernel_fn(Function(read_out), kernel)(kernel)
     with pytest.raises(UnsupportedError, match="mean of an input"):
         infnet_flax.kernel_fn(Function(lambda x: dense(8)(norm()(x))), kernel)(kernel)
+
+
+WIDE = {"b_std": 0.3, "param_dtype": jnp.float64}
+LAYERS = {
+    "dense": lambda: [
+        infnet_flax.Dense(16, **WIDE),
+        infnet_flax.Erf(),
+        infnet_flax.Dense(16, **WIDE),
+        infnet_flax.LayerNorm(),
+        infnet_flax.Gelu(),
+        infnet_flax.Dense(8, **WIDE),
+    ],
+    "images": lambda: [
+        infnet_flax.Conv(16, (3, 3), **WIDE),
+        infnet_flax.Relu(),
+        infnet_flax.AvgPool((2, 2), (2, 1)),
+        infnet_flax.ConvTranspose(8, (2, 2), (2, 2), **WIDE),
+        infnet_flax.Sin(),
+        infnet_flax.Flatten(),
+        infnet_flax.Dense(8, **WIDE),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_map_kernels_one_after_the_other(name):
+    x1, x2 = (X1, X2) if name == "images" else (X1[:, 0, 0], X2[:, 0, 0])
+    first, *rest = LAYERS[name]()
+    kernel = first.kernel(x1, x2)
+    for layer in rest:
+        kernel = layer.kernel(kernel)
+    assert_same(kernel, infnet_flax.kernel_fn(nn.Sequential(LAYERS[name]()), x1)(x1, x2))
