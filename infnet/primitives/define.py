@@ -68,7 +68,7 @@ def define(
             jnp.expand_dims(x, 0) if axis is None else jnp.moveaxis(x, axis, 0)
             for x, axis in zip(operands, axes, strict=True)
         ]
-        size = max(x.shape[0] for x in lifted)
+        size = next(x.shape[axis] for x, axis in zip(operands, axes, strict=True) if axis is not None)
         outputs = primitive.bind(*lifted, **params)
         # What depends on operands alone that are not mapped, is not mapped either.
         mapped = [x.shape[0] == size for x in outputs]
