@@ -1,6 +1,8 @@
 """stax: agreement with Neural Tangents 0.6.5, whose networks are built again by the scripts that froze its figures."""
 
 import importlib
+import inspect
+import re
 import sys
 import types
 from functools import cache
@@ -214,8 +216,7 @@ def test_every_way_to_ask_for_a_kernel():
     np.testing.assert_allclose(kernel_fn(X, X[:2], ("ntk", "nngp")).nngp, kernel.nngp, rtol=1e-12)
     made = kernel_fn.at(X)
     assert made is kernel_fn.at(X[:3])
-    assert "2/Dense" in str(made.explain()).replace("1/Dense", "2/Dense")
-    assert "test_stax.py" in str(made.explain())
+    assert re.search(r"0/1/0/Dense +dense .*test_stax.py:\d+ ", str(made.explain()))
 
 
 def test_layers_of_jax_itself_take_part():
@@ -265,6 +266,7 @@ def test_bad_input_is_named(call, message):
 
 
 def test_a_refusal_names_the_layer_and_the_line():
-    network = stax.serial(stax.Dense(8), stax.Elementwise(lambda x: jax.nn.softmax(x, -1)), stax.Relu())
-    with pytest.raises(UnsupportedError, match=r"1/Elementwise at .*test_stax.py"):
-        network.kernel_fn(X)
+    layer = stax.Elementwise(lambda x: jax.nn.softmax(x, -1))
+    line = inspect.currentframe().f_lineno - 1
+    with pytest.raises(UnsupportedError, match=rf"1/Elementwise at .*test_stax.py:{line} "):
+        stax.serial(stax.Dense(8), layer, stax.Relu()).kernel_fn(X)

@@ -3,9 +3,6 @@
 Settings that it has and infnet has not raise an `InputError`.
 """
 
-from pathlib import Path
-
-from infnet._jax import register_exclusion
 from infnet.stax.activations import ABRelu as ABRelu
 from infnet.stax.activations import Abs as Abs
 from infnet.stax.activations import Cos as Cos
@@ -53,7 +50,3 @@ from infnet.stax.positions import Index as Index
 from infnet.stax.positions import LayerNorm as LayerNorm
 from infnet.stax.positions import Slice as Slice
 from infnet.stax.positions import SumPool as SumPool
-
-# Errors name the line that asks for a kernel: layers are called here, and not by their user.
-for _file in (".", "../api.py", "../model.py", "../remembered.py", "../flatten.py"):
-    register_exclusion(str((Path(__file__).parent / _file).resolve()))

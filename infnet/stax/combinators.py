@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from infnet.errors import InputError
 from infnet.functional import where_present
-from infnet.stax.layer import Layer, Masked, is_masked, is_shape, network, output_shape, split
+from infnet.stax.layer import Layer, Masked, is_masked, is_shape, network, output_shape, scope_of, split
 
 PyTree = Any
 
@@ -81,17 +81,17 @@ def FanOut(num: int) -> Layer:
     """The inputs, `num` times."""
     if not isinstance(num, int) or num < 1:
         raise InputError(f"FanOut needs a number of branches >= 1, not {num!r}")
-    return _without_params(lambda inputs: [inputs] * num)
+    return _without_params("FanOut", lambda inputs: [inputs] * num)
 
 
 def FanInSum() -> Layer:
     """The sum of a list of inputs. It is there where one of them is."""
-    return _without_params(lambda inputs: _joined("FanInSum", inputs, jnp.add))
+    return _without_params("FanInSum", lambda inputs: _joined("FanInSum", inputs, jnp.add))
 
 
 def FanInProd() -> Layer:
     """The product of a list of inputs. It is there where one of them is; what is not there is zero."""
-    return _without_params(lambda inputs: _joined("FanInProd", inputs, jnp.multiply))
+    return _without_params("FanInProd", lambda inputs: _joined("FanInProd", inputs, jnp.multiply))
 
 
 def FanInConcat(axis: int = -1) -> Layer:
@@ -114,7 +114,7 @@ def FanInConcat(axis: int = -1) -> Layer:
         masks = [_mask(branch) for branch in branches]
         return Masked(y, _any(masks) if axis % ndim == ndim - 1 else jnp.concatenate(masks, axis % ndim))
 
-    return _without_params(join)
+    return _without_params("FanInConcat", join)
 
 
 def _joined(name: str, inputs: PyTree, combine: Callable[[jax.Array, jax.Array], jax.Array]) -> PyTree:
@@ -126,11 +126,17 @@ def _joined(name: str, inputs: PyTree, combine: Callable[[jax.Array, jax.Array],
     return Masked(y, _any(masks) if len(masks) == len(branches) else None) if is_masked(inputs[0]) else y
 
 
-def _without_params(forward: Callable[[PyTree], PyTree]) -> Layer:
-    def init_fn(rng: Any, input_shape: Any) -> tuple[Any, PyTree]:
-        return output_shape(lambda params, inputs, rng: forward(inputs), (), rng, input_shape), ()
+def _without_params(name: str, combine: Callable[[PyTree], PyTree]) -> Layer:
+    scope = scope_of(name)
 
-    return network(init_fn, lambda params, inputs, **_: forward(inputs))
+    def forward(_: PyTree, inputs: PyTree, **__: Any) -> PyTree:
+        with jax.named_scope(scope):
+            return combine(inputs)
+
+    def init_fn(rng: Any, input_shape: Any) -> tuple[Any, PyTree]:
+        return output_shape(forward, (), rng, input_shape), ()
+
+    return network(init_fn, forward)
 
 
 def _functions(layer: Any) -> tuple[Any, Any]:

@@ -6,9 +6,11 @@ the laws of the parameters read off its `init_fn`.
 
 from __future__ import annotations
 
+import inspect
 from collections import namedtuple
 from collections.abc import Callable, Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -18,12 +20,14 @@ from infnet import functional
 from infnet.api import KernelFn, kernel_fn
 from infnet.arguments import example_args
 from infnet.errors import InputError
+from infnet.flatten import AT
 from infnet.kernel import Kernel
 from infnet.priors import infer_priors
 from infnet.remembered import remembered_kernel_fn
 
 PyTree = Any
 Shape = tuple[int, ...]
+HERE = str(Path(__file__).parent)
 Laws = Mapping[str, functional.Weight | None]
 
 
@@ -175,6 +179,8 @@ def layer(
         after: the mask of the outputs, given that of the inputs.
     """
 
+    scope = scope_of(name)
+
     def init_fn(rng: jax.Array, input_shape: Any) -> tuple[Any, PyTree]:
         params = drawn(name, rng, laws(_shape(name, input_shape)))
         return output_shape(apply, params, rng, input_shape), params
@@ -184,11 +190,19 @@ def layer(
         if isinstance(x, list | tuple):
             raise InputError(f"{name} takes one input, not {len(x)}: join them with FanInSum, FanInProd or FanInConcat")
         x = jnp.asarray(x)
-        with jax.named_scope(name):
+        with jax.named_scope(scope):
             y = forward(_scaled(params, laws(x.shape)), x, mask, **kwargs)
         return y if not is_masked(inputs) else Masked(y, None if mask is None else after(mask))
 
     return network(init_fn, apply)
+
+
+def scope_of(name: str) -> str:
+    """The scope of a layer that is being made: errors name the line that makes it, since all are called here."""
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code.co_filename.startswith(HERE):
+        frame = frame.f_back
+    return name if frame is None else f"{name}{AT}{frame.f_code.co_filename}:{frame.f_lineno} ({frame.f_code.co_name})"
 
 
 def is_masked(x: Any) -> bool:
