@@ -222,7 +222,10 @@ def test_every_way_to_ask_for_a_kernel():
 def test_layers_of_jax_itself_take_part():
     network = stax.serial(example_stax.Dense(16), example_stax.Relu, stax.Dense(1))
     kernel = network.kernel_fn(X, get="nngp")
+    np.testing.assert_allclose(kernel, stax.serial(network, stax.Identity()).kernel_fn(X, get="nngp"), rtol=1e-12)
     assert kernel.shape == (5, 5)
+    with pytest.raises(InputError, match="needs layers of infnet.stax"):
+        network.kernel_fn(X, mask_constant=0.0)
 
 
 def test_several_inputs():

@@ -141,8 +141,19 @@ def _without_params(name: str, combine: Callable[[PyTree], PyTree]) -> Layer:
 
 def _functions(layer: Any) -> tuple[Any, Any]:
     if isinstance(layer, tuple) and len(layer) >= 2 and callable(layer[0]) and callable(layer[1]):
-        return layer[0], layer[1]
+        return layer[0], layer[1] if isinstance(layer, Layer) else _of_arrays(layer[1])
     raise InputError(f"a layer is a tuple (init_fn, apply_fn, kernel_fn), not {layer!r}; was it called, as in Relu()?")
+
+
+def _of_arrays(apply: Callable[..., PyTree]) -> Callable[..., PyTree]:
+    """The function of a layer that is not infnet's, and knows nothing of masks."""
+
+    def apply_fn(params: PyTree, inputs: PyTree, **kwargs: Any) -> PyTree:
+        if any(map(is_masked, jax.tree.leaves(inputs, is_leaf=is_masked))):
+            raise InputError(f"mask_constant needs layers of infnet.stax: {apply} takes no masks")
+        return apply(params, inputs, **kwargs)
+
+    return apply_fn
 
 
 def _keys(rng: Any, n: int) -> Sequence[Any]:
