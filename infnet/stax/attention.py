@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -11,6 +11,17 @@ import numpy as np
 from infnet import functional
 from infnet.stax.axes import usual_axes
 from infnet.stax.layer import Laws, Layer, Shape, layer
+
+
+class AttentionParameters(NamedTuple):
+    """Weights, biases and learned positions, each None if there are none."""
+
+    query: Any
+    key: Any
+    value: Any
+    out: Any
+    bias: Any
+    positions: Any
 
 
 def GlobalSelfAttention(
@@ -83,7 +94,7 @@ def GlobalSelfAttention(
     def forward(params: Any, x: jax.Array, mask: Any, **_: Any) -> jax.Array:
         return design(x, params._asdict(), mask=mask)
 
-    return layer("GlobalSelfAttention", forward, laws)
+    return layer("GlobalSelfAttention", forward, laws, kind=AttentionParameters)
 
 
 def _constant(decay: Callable[[Any], Any]) -> functional.Decay:

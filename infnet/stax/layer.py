@@ -7,9 +7,7 @@ the laws of the parameters read off its `init_fn`.
 from __future__ import annotations
 
 import inspect
-from collections import namedtuple
 from collections.abc import Callable, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -169,20 +167,22 @@ def layer(
     forward: Callable[..., jax.Array],
     laws: Callable[[Shape], Laws] = lambda _: {},
     after: Callable[[jax.Array], jax.Array | None] = lambda mask: mask,
+    kind: Callable[..., Any] = tuple,
 ) -> Layer:
     """A layer that takes one array.
 
     Args:
         name: as errors and `explain` call it.
-        forward: `(params, x, mask, **kwargs) -> y`. `params` is a namedtuple of arrays multiplied by their factors.
+        forward: `(params, x, mask, **kwargs) -> y`. `params` is of this `kind`, arrays multiplied by their factors.
         laws: of its parameters by their names, given the shape of the inputs.
         after: the mask of the outputs, given that of the inputs.
+        kind: the NamedTuple of its parameters, if it has any.
     """
 
     scope = scope_of(name)
 
     def init_fn(rng: jax.Array, input_shape: Any) -> tuple[Any, PyTree]:
-        params = drawn(name, rng, laws(_shape(name, input_shape)))
+        params = drawn(kind, rng, laws(_shape(name, input_shape)))
         return output_shape(apply, params, rng, input_shape), params
 
     def apply(params: PyTree, inputs: PyTree, **kwargs: Any) -> PyTree:
@@ -191,7 +191,7 @@ def layer(
             raise InputError(f"{name} takes one input, not {len(x)}: join them with FanInSum, FanInProd or FanInConcat")
         x = jnp.asarray(x)
         with jax.named_scope(scope):
-            y = forward(_scaled(params, laws(x.shape)), x, mask, **kwargs)
+            y = forward(_scaled(kind, params, laws(x.shape)), x, mask, **kwargs)
         return y if not is_masked(inputs) else Masked(y, None if mask is None else after(mask))
 
     return network(init_fn, apply)
@@ -236,8 +236,8 @@ def output_shape(apply: Callable[..., PyTree], params: PyTree, rng: Any, input_s
     return jax.tree.map(both, at(2), at(3))
 
 
-def drawn(name: str, rng: Any, laws: Laws) -> Any:
-    """Parameters of these laws, as a namedtuple; an empty tuple if there are none."""
+def drawn(kind: Callable[..., Any], rng: Any, laws: Laws) -> Any:
+    """Parameters of these laws; an empty tuple if there are none."""
     if not laws:
         return ()
     keys = jax.random.split(rng, len(laws))
@@ -245,21 +245,16 @@ def drawn(name: str, rng: Any, laws: Laws) -> Any:
         None if law is None else law.std * jax.random.normal(key, law.shape)
         for key, law in zip(keys, laws.values(), strict=True)
     ]
-    return _params_of(name, tuple(laws))(*arrays)
+    return kind(*arrays)
 
 
-@cache
-def _params_of(name: str, names: tuple[str, ...]) -> Callable[..., Any]:
-    return namedtuple(f"{name}Params", names)
-
-
-def _scaled(params: PyTree, laws: Laws) -> Any:
+def _scaled(kind: Callable[..., Any], params: PyTree, laws: Laws) -> Any:
     if not laws:
         return params
     if not isinstance(params, tuple | list) or len(params) != len(laws):
         raise InputError(f"params must be what init_fn returned, ({', '.join(laws)}), not {type(params).__name__!r}")
     values = [v if law is None else law.scaled(v) for v, law in zip(params, laws.values(), strict=True)]
-    return _params_of("", tuple(laws))(*values)
+    return kind(*values)
 
 
 def _shape(name: str, shape: Any) -> Shape:

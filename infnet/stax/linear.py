@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -20,6 +20,13 @@ from infnet.stax.layer import Laws, Layer, Shape, layer
 
 Sizes = functional.Sizes
 WIDTHS = "widths are the numbers of channels"
+
+
+class Parameters(NamedTuple):
+    """Weights and biases, which are None if there are none."""
+
+    W: Any
+    b: Any
 
 
 def Dense(
@@ -46,7 +53,7 @@ def Dense(
     def forward(params: Any, x: jax.Array, mask: Any, **_: Any) -> jax.Array:
         return axes.around(functional.dense, x, mask, w=params.W, b=params.b)
 
-    return layer("Dense", forward, laws)
+    return layer("Dense", forward, laws, kind=Parameters)
 
 
 def Conv(
@@ -75,7 +82,7 @@ def Conv(
     def after(mask: jax.Array) -> jax.Array:
         return functional.window_mask(mask, window, strides, padding)
 
-    return layer("Conv", forward, _of_window(window, out_chan, W_std, b_std, parameterization), after)
+    return layer("Conv", forward, _of_window(window, out_chan, W_std, b_std, parameterization), after, Parameters)
 
 
 def ConvTranspose(
@@ -97,7 +104,8 @@ def ConvTranspose(
         without_mask("ConvTranspose", mask)
         return functional.conv_transpose(x, params.W, params.b, strides=strides, padding=padding)
 
-    return layer("ConvTranspose", forward, _of_window(window, out_chan, W_std, b_std, parameterization))
+    laws = _of_window(window, out_chan, W_std, b_std, parameterization)
+    return layer("ConvTranspose", forward, laws, kind=Parameters)
 
 
 def ConvLocal(
@@ -126,7 +134,7 @@ def ConvLocal(
     def after(mask: jax.Array) -> jax.Array:
         return functional.window_mask(mask, window, strides, padding)
 
-    return layer("ConvLocal", forward, laws, after)
+    return layer("ConvLocal", forward, laws, after, Parameters)
 
 
 def without_mask(name: str, mask: Any) -> None:
