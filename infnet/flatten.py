@@ -22,6 +22,8 @@ from infnet.numpy_rules import CALLS, called_jaxpr
 from infnet.trace import Equation, Flat, constant_value, is_elementwise, needed_equations
 
 BATCH_SIZES = (2, 3)
+# In the name of a `jax.named_scope`, "layer at line": a layer that says itself which line of the model it comes from.
+AT = " at "
 CUSTOM_CALLS = frozenset({lax_p.custom_jvp_call_p, lax_p.custom_vjp_call_p})
 
 
@@ -159,5 +161,6 @@ def _where(eqn: JaxprEqn, outer: Where) -> Where:
     # The body of a jitted library function is traced once and cached, with the lines of its first caller: the
     # line of the outermost call is the one that is always right.
     inner = str(eqn.source_info.name_stack)
+    inner, _, made = inner.partition(AT)
     module = "/".join(part for part in (outer.module, inner) if part)
-    return Where(module, outer.line or summarize(eqn.source_info))
+    return Where(module, outer.line or made or summarize(eqn.source_info))
