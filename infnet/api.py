@@ -354,7 +354,7 @@ class KernelFn:
         kernels = [k for n in NAMES for k in values.get(n, []) if not bool(jnp.isfinite(k).all())]
         first = np.argwhere(~np.isfinite(np.asarray(kernels[0])))[0]
         x1, x2, *pairs = inputs if len(inputs) > 1 else (*inputs, *inputs)
-        i, j = first[0], first[len(inputs) > 1]
+        i, j = int(first[0]), int(first[min(1, len(inputs) - 1)])
         places = [(1, i, x1), (2, j, x2), *((0, (i, j), x) for x in pairs)]
         examples = {side: jax.tree.map(itemgetter(place), x) for side, place, x in places}
         with self._float64(kind):

@@ -11,7 +11,7 @@ from flax import linen as nn
 
 import infnet
 import infnet_flax
-from infnet.errors import InputError, NonGaussianError, UnsupportedError
+from infnet.errors import InputError, NonGaussianError, NumericalError, UnsupportedError
 
 X1, X2 = (np.random.RandomState(seed).standard_normal((n, 5, 4, 3)) + 0.3 for seed, n in ((0, 3), (1, 2)))
 
@@ -275,3 +275,13 @@ def test_layers_map_kernels_one_after_the_other(name):
     for layer in rest:
         kernel = layer.kernel(kernel)
     assert_same(kernel, infnet_flax.kernel_fn(nn.Sequential(LAYERS[name]()), x1)(x1, x2))
+
+
+def test_what_overflows_is_found_behind_a_kernel_too():
+    x1, x2 = np.float32(X1), np.float32(X2)
+    huge = Function(lambda x: nn.Dense(8, kernel_init=nn.initializers.normal(1e18))(nn.Dense(64)(x)))
+    with jax.enable_x64(False):
+        kernel = infnet_flax.kernel_fn(Function(convolved), x1)(x1, x2)
+        kernel_fn = infnet_flax.kernel_fn(huge, kernel)
+        with pytest.raises(NumericalError, match=r"test_composition\.py(.|\n)*does not fit into float32"):
+            kernel_fn(kernel)
