@@ -214,6 +214,7 @@ def test_a_function_that_makes_a_module_has_the_kernel_of_the_linen_module(name,
     found, expected = (infnet_flax.kernel_fn(m, x)(x, get=("nngp", "ntk")) for m in (make, linen))
     for one, two in zip(found, expected, strict=True):
         # linen keeps running statistics in float32, whatever the dtype of the parameters
+        # linen keeps running statistics in float32, whatever the parameters are.
         np.testing.assert_allclose(one, two, rtol=1e-7 if name == "batch norm" else 1e-12)
 
 
