@@ -13,6 +13,8 @@ from infnet.empirical import empirical_kernel_fn as empirical_kernel_fn
 from infnet.empirical import empirical_nngp_fn as empirical_nngp_fn
 from infnet.empirical import empirical_ntk_fn as empirical_ntk_fn
 from infnet.empirical import empirical_ntk_vp_fn as empirical_ntk_vp_fn
+from infnet.empirical import empirical_pseudo_ntk_fn as empirical_pseudo_ntk_fn
+from infnet.empirical import linearized_gradient_descent_mse as linearized_gradient_descent_mse
 from infnet.kernel import Kernel as Kernel
 from infnet.linearize import linearize as linearize
 from infnet.linearize import taylor_expand as taylor_expand

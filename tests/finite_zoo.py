@@ -11,6 +11,8 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
+import infnet
+
 
 class Network(NamedTuple):
     f: Callable[..., Any]
@@ -184,3 +186,22 @@ def reduced(full: np.ndarray, trace: tuple[int, ...], diagonal: tuple[int, ...])
         elif k in diagonal:
             result = np.moveaxis(np.diagonal(result, axis1=2 * k, axis2=2 * k + 1), -1, 2 * k)
     return result
+
+
+def dense_kernels(network, x2):
+    """The NNGP and the shares of the parameters in the NTK, `(*axes1, *axes2)`, of each output."""
+    f, params, x1, _ = network
+    ones, twos = dense_jacobians(f, params, x1), dense_jacobians(f, params, x2)
+    pairs = zip(jax.tree.leaves(f(params, x1)), jax.tree.leaves(f(params, x2)), strict=True)
+    nngps = [full_product(np.asarray(a)[..., None], np.asarray(b)[..., None]) for a, b in pairs]
+    ntks = [[full_product(a, b) for a, b in zip(*rows, strict=True)] for rows in zip(ones, twos, strict=True)]
+    return nngps, ntks
+
+
+def assert_definition(network, dense, *, trace=(), diagonal=(), **options):
+    f, params, x1, x2 = network
+    found = infnet.empirical_kernel_fn(f, trace, diagonal, **options)(x1, x2, ("ntk", "nngp"), params)
+    kernels = jax.tree.leaves(found, is_leaf=lambda k: hasattr(k, "nngp"))
+    for kernel, nngp, shares in zip(kernels, *dense, strict=True):
+        np.testing.assert_allclose(kernel.nngp, reduced(nngp, trace, diagonal), rtol=1e-10, atol=1e-10)
+        np.testing.assert_allclose(kernel.ntk, reduced(sum(shares), trace, diagonal), rtol=1e-10, atol=1e-10)

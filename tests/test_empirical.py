@@ -10,13 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from finite_zoo import NETWORKS, dense_jacobians, full_product, reduced
+from finite_zoo import NETWORKS, assert_definition, dense_kernels, reduced
 from jax import lax
 
 import infnet
-from infnet.empirical.model import Model
-from infnet.empirical.shares import Dense, Outer, Rows
-from infnet.empirical.structured import _sketch
 from infnet.errors import BatchAxisError, InputError
 
 WAYS = ["jacobian_contraction", "ntk_vector_products", "structured_derivatives"]
@@ -27,25 +24,6 @@ SMALL = 600  # bytes: less than the Jacobian of a parameter
 def float64(unoptimised):
     with jax.enable_x64(True):
         yield
-
-
-def dense_kernels(network, x2):
-    """The NNGP and the shares of the parameters in the NTK, `(*axes1, *axes2)`, of each output."""
-    f, params, x1, _ = network
-    ones, twos = dense_jacobians(f, params, x1), dense_jacobians(f, params, x2)
-    pairs = zip(jax.tree.leaves(f(params, x1)), jax.tree.leaves(f(params, x2)), strict=True)
-    nngps = [full_product(np.asarray(a)[..., None], np.asarray(b)[..., None]) for a, b in pairs]
-    ntks = [[full_product(a, b) for a, b in zip(*rows, strict=True)] for rows in zip(ones, twos, strict=True)]
-    return nngps, ntks
-
-
-def assert_definition(network, dense, *, trace=(), diagonal=(), **options):
-    f, params, x1, x2 = network
-    found = infnet.empirical_kernel_fn(f, trace, diagonal, **options)(x1, x2, ("ntk", "nngp"), params)
-    kernels = jax.tree.leaves(found, is_leaf=lambda k: hasattr(k, "nngp"))
-    for kernel, nngp, shares in zip(kernels, *dense, strict=True):
-        np.testing.assert_allclose(kernel.nngp, reduced(nngp, trace, diagonal), rtol=1e-10, atol=1e-10)
-        np.testing.assert_allclose(kernel.ntk, reduced(sum(shares), trace, diagonal), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -114,129 +92,6 @@ def test_the_limit_of_memory_holds():
         ntk_fn = infnet.empirical_ntk_fn(f, implementation=way, memory_limit=2**22)
         used = jax.jit(lambda p, fn=ntk_fn: fn(x, None, p)).lower(params).compile().memory_analysis()
         assert used.temp_size_in_bytes < 5 * 2**22
-
-
-# Structured derivatives: one use of each kind, with the kind of gradient that it has
-
-
-def few_positions(w, x):
-    return jnp.sin(x.reshape(len(x), 2, -1) @ w).sum(1)[:, :3]
-
-
-def weight_on_the_left(w, x):
-    return jnp.sin(jnp.einsum("kl,nk->ln", w, x[:, :20])).T[:, :3]
-
-
-def renamed(w, x):
-    return jnp.sin(x[:, :20] @ w.reshape(5, 20).T.reshape(20, 5)).astype(float)[:, :2]
-
-
-def convolution(w, x):
-    h = lax.conv_general_dilated(
-        x[:, :50].reshape(-1, 5, 5, 2),
-        w.reshape(2, 5, 2, 5),
-        (2, 1),
-        ((1, 0), (2, 1)),
-        lhs_dilation=(1, 2),
-        rhs_dilation=(2, 1),
-        dimension_numbers=("NHWC", "HWIO", "CNHW"),
-    )
-    return jnp.sin(h).sum((2, 3)).T[:, :2]
-
-
-def grouped_convolution(w, x):
-    h = lax.conv_general_dilated(
-        x[:, :50].reshape(-1, 25, 2),
-        w.reshape(5, 1, 20),
-        (1,),
-        "SAME",
-        feature_group_count=2,
-        dimension_numbers=("NWC", "WIO", "NWC"),
-    )
-    return jnp.sin(h).sum(1)[:, 3:5]
-
-
-def lookup(mode):
-    def f(w, x):
-        numbers = (7 * x[:, :4]).astype(int)  # some of them outside
-        rows = jnp.take(w.reshape(10, 2, 5), numbers, axis=0, mode=mode, fill_value=0.0)
-        return jnp.sin(rows).sum((1, 2))[:, :2]
-
-    return f
-
-
-def lookup_of_scalars(w, x):
-    return jnp.sin(jnp.take(w.ravel(), jnp.argsort(x[:, :4], 1))).cumsum(1)[:, 1:3]
-
-
-def twice(w, x):
-    return jnp.sin(jnp.sin(x[:, :20] @ w) @ w.T)[:, :2]
-
-
-def squared(w, x):
-    return jnp.sin(x[:, :5] @ (w.T @ w))[:, :2]
-
-
-def batched(w, x):
-    return jnp.einsum("kab,nka->nkb", w.reshape(5, 4, 5), x[:, :20].reshape(-1, 5, 4)).sum(1)[:, :2]
-
-
-def elementwise(w, x):
-    return jnp.tanh(x[:, :20, None] * jnp.exp(w)).sum(1)[:, :2]
-
-
-def returned(w, x):
-    return jnp.broadcast_to(w[None], (len(x), 20, 5))
-
-
-def unused(w, x):
-    return x[:, :2] + jnp.argmax(w)
-
-
-STRUCTURES = [
-    (few_positions, Outer),
-    (weight_on_the_left, Outer),
-    (renamed, Outer),
-    (convolution, Outer),
-    (grouped_convolution, Dense),
-    (lookup("clip"), Rows),
-    (lookup("fill"), Rows),
-    (lookup("wrap"), Rows),
-    (lookup_of_scalars, Rows),
-    (twice, Dense),
-    (squared, Dense),
-    (batched, Dense),
-    (elementwise, Dense),
-    (unused, Dense),
-    (returned, None),
-]
-
-
-@pytest.mark.parametrize(("f", "kind"), STRUCTURES)
-def test_structures(f, kind):
-    rng = np.random.RandomState(0)
-    w = rng.standard_normal((40, 30) if f is few_positions else (20, 5))
-    network = finite_zoo.Network(f, w, rng.standard_normal((3, 80)), rng.standard_normal((3, 80)))
-    model = Model(f, w, {})
-    x = jnp.asarray(network.x1)
-    (side,) = model.sides(x, model.structs(x)[0], 0)
-    found = _sketch(side)
-    assert (found and type(found[0])) is kind
-    dense = dense_kernels(network, network.x2)
-    for trace, diagonal in [((), ()), ((1,), ()), ((), (0, 1))]:
-        assert_definition(network, dense, trace=trace, diagonal=diagonal, implementation=WAYS[2])
-
-
-def test_an_embedding_costs_no_memory():
-    """The Jacobian in the table has 1600 x 64 columns: 33 MB."""
-
-    def f(p, x):
-        return jnp.tanh(p["table"][x].mean(1) @ p["w"])
-
-    params = {"table": np.ones((1600, 64), np.float32), "w": np.ones((64, 10), np.float32)}
-    x = np.zeros((8, 16), int)
-    compiled = jax.jit(lambda p: infnet.empirical_ntk_fn(f)(x, None, p)).lower(params).compile()
-    assert compiled.memory_analysis().temp_size_in_bytes < 8e6
 
 
 def test_learning_rates():

@@ -8,12 +8,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from infnet.arguments import BY_PARAM, NAMES, named_kernels, names_of, one_of, positive
+from infnet.arguments import BY_PARAM, named_kernels, names_of, one_of, positive
 from infnet.empirical.axes import Axes
 from infnet.empirical.contraction import jacobian_contraction
 from infnet.empirical.examples import VmapAxes
+from infnet.empirical.function import EmpiricalKernelFn, OfOneKind
 from infnet.empirical.model import Model
 from infnet.empirical.side import Side
 from infnet.empirical.structured import structured_derivatives
@@ -21,14 +21,12 @@ from infnet.empirical.vector_products import ntk_vector_products
 from infnet.errors import InputError
 
 PyTree = Any
-KernelFn = Callable[..., PyTree]
 # (side1, side2, axes, rates, dtype, memory_limit) -> the NTK of one output; see `jacobian_contraction`.
 Implementation = Callable[..., jax.Array]
 IMPLEMENTATIONS: dict[str, Implementation] = {
-    "auto": structured_derivatives,
+    "structured_derivatives": structured_derivatives,
     "jacobian_contraction": jacobian_contraction,
     "ntk_vector_products": ntk_vector_products,
-    "structured_derivatives": structured_derivatives,
 }
 # Bytes that Jacobians may take at a time, unless users say otherwise.
 MEMORY_LIMIT = 2**31
@@ -44,7 +42,7 @@ def empirical_kernel_fn(
     trainable: Any = None,
     lr_scale: Any = None,
     memory_limit: float = MEMORY_LIMIT,
-) -> KernelFn:
+) -> EmpiricalKernelFn:
     """The kernels of a network with given parameters.
 
     For outputs y of shape `(n, h, c)`, say, the NNGP is y(x1) y(x2)ᴴ and the NTK is J(x1) J(x2)ᴴ with the Jacobian J of
@@ -61,61 +59,54 @@ def empirical_kernel_fn(
         vmap_axes: "auto" takes Jacobians example by example, on axis 0 of all inputs and outputs, if the jaxpr of `f`
             proves that the examples do not depend on each other, and otherwise for the batch as a whole. 0 insists on
             the former, None on the latter.
-        implementation: of the NTK. "structured_derivatives", which is also "auto", forms no Jacobian of the weights of
-            dense layers, convolutions and embeddings unless that is cheaper, parameter by parameter; where examples
-            depend on each other, or numbers are complex, it is "jacobian_contraction". "ntk_vector_products" takes a
-            forward pass for every row of the kernel in place of the contraction.
+        implementation: of the NTK. "structured_derivatives" forms no Jacobian of the weights of dense layers,
+            convolutions and embeddings unless that is cheaper, parameter by parameter; where examples depend on each
+            other, or numbers are complex, it is "jacobian_contraction". "ntk_vector_products" takes a forward pass for
+            every row of the kernel in place of the contraction. "auto" takes the one which by XLA's analysis has the
+            fewest operations and accesses to memory, among those that stay within `memory_limit`; see `explain`.
         trainable: which parameters are trained: a predicate on paths such as `Dense_0/kernel`, a mapping from globs to
             booleans, or a pytree of the structure of the parameters. Others leave the NTK, as integers do.
         lr_scale: relative learning rates: the same, with numbers. The share of a parameter in the NTK is scaled.
-        memory_limit: bytes that Jacobians may take at a time; the rest is computed in blocks.
+        memory_limit: bytes that Jacobians may take at a time; the rest is computed in blocks. "auto" avoids what takes
+            more than that altogether.
 
     Returns:
-        `kernel_fn(x1, x2, get, params, **kwargs)`. x2=None is x1 itself. `get` is "nngp", "ntk" or "ntk_by_param" (a
-        pytree of the structure of the parameters, whose arrays are their shares in the NTK and sum to it), or a tuple
-        of these, for a namedtuple; None is ("nngp", "ntk"). Kernels are of the structure of the outputs; there are none
-        between different outputs. Keyword arguments are passed to `f` with x1 and with x2, so data of the examples
-        belongs into the inputs. Kernels of half-precision outputs are float32.
+        `kernel_fn(x1, x2, get, params, **kwargs)`, with the method `explain`, see `EmpiricalKernelFn`. x2=None is x1
+        itself. `get` is "nngp", "ntk" or "ntk_by_param" (a pytree of the structure of the parameters, whose arrays are
+        their shares in the NTK and sum to it), or a tuple of these, for a namedtuple; None is ("nngp", "ntk"). Kernels
+        are of the structure of the outputs; there are none between different outputs. Keyword arguments are passed to
+        `f` with x1 and with x2, so data of the examples belongs into the inputs. Kernels of half-precision outputs are
+        float32.
 
     Raises:
         InputError: an argument is of the wrong kind; or, when the kernel function is called, the outputs have no such
             axes, or are not floating-point; `f` is not holomorphic in complex parameters.
         BatchAxisError: when it is called: `vmap_axes` is 0, but the examples are not proved to be separate.
     """
-    one_of("implementation", implementation, tuple(IMPLEMENTATIONS))
+    one_of("implementation", implementation, ("auto", *IMPLEMENTATIONS))
     if not (vmap_axes is None or vmap_axes == "auto" or (vmap_axes == 0 and not isinstance(vmap_axes, bool))):
         raise InputError(f'vmap_axes must be "auto", 0 or None, not {vmap_axes!r}')
     limit = int(positive("memory_limit", memory_limit))
-    compiled: dict[Any, Callable[..., PyTree]] = {}
 
-    def kernel_fn(x1: PyTree, x2: PyTree, get: Any, params: PyTree, **kwargs: Any) -> PyTree:
-        names = names_of(NAMES if get is None else get)
-        arrays, static = _split(kwargs)
+    def compute(name: str, get: Any, kwargs: Mapping[str, Any], x1: PyTree, x2: PyTree, params: PyTree) -> PyTree:
+        pair = _Pair(Model(f, params, kwargs, trainable, lr_scale), x1, x2, trace_axes, diagonal_axes)
+        names = names_of(get)
+        kernels = pair.kernels(names, vmap_axes, partial(IMPLEMENTATIONS[name], memory_limit=limit))
+        if isinstance(get, str):
+            return pair.tree_of(kernels[get])
+        return pair.tree_of([named_kernels(names)(*row) for row in zip(*kernels.values(), strict=True)])
 
-        def compute(x1: PyTree, x2: PyTree, params: PyTree, arrays: list[Any]) -> PyTree:
-            model = Model(f, params, static.joined(arrays), trainable, lr_scale)
-            pair = _Pair(model, x1, x2, trace_axes, diagonal_axes)
-            kernels = pair.kernels(names, vmap_axes, partial(IMPLEMENTATIONS[implementation], memory_limit=limit))
-            if isinstance(get, str):
-                return pair.tree_of(kernels[get])
-            return pair.tree_of([named_kernels(names)(*row) for row in zip(*kernels.values(), strict=True)])
-
-        key = (get if isinstance(get, str) else names, static.key)
-        # What is not hashable is compiled again at each call.
-        function = compiled.setdefault(key, jax.jit(compute)) if static.hashable else jax.jit(compute)
-        return function(x1, x2, params, arrays)
-
-    return kernel_fn
+    return EmpiricalKernelFn(compute, list(IMPLEMENTATIONS) if implementation == "auto" else [implementation], limit)
 
 
 def empirical_nngp_fn(
     f: Callable[..., PyTree],
     trace_axes: int | Sequence[int] = (),
     diagonal_axes: int | Sequence[int] = (),
-) -> KernelFn:
+) -> OfOneKind:
     """The NNGP of a network with given parameters: `nngp_fn(x1, x2, params, **kwargs)`; see `empirical_kernel_fn`."""
-    kernel_fn = empirical_kernel_fn(f, trace_axes, diagonal_axes)
-    return _of_one_kind(kernel_fn, "nngp")
+    # How the NTK would be computed makes no difference.
+    return OfOneKind(empirical_kernel_fn(f, trace_axes, diagonal_axes, implementation="jacobian_contraction"), "nngp")
 
 
 def empirical_ntk_fn(
@@ -125,17 +116,9 @@ def empirical_ntk_fn(
     vmap_axes: VmapAxes = "auto",
     implementation: str = "auto",
     **options: Any,
-) -> KernelFn:
+) -> OfOneKind:
     """The NTK of a network with given parameters: `ntk_fn(x1, x2, params, **kwargs)`; see `empirical_kernel_fn`."""
-    kernel_fn = empirical_kernel_fn(f, trace_axes, diagonal_axes, vmap_axes, implementation, **options)
-    return _of_one_kind(kernel_fn, "ntk")
-
-
-def _of_one_kind(kernel_fn: KernelFn, get: str) -> KernelFn:
-    def of_one_kind(x1: PyTree, x2: PyTree, params: PyTree, **kwargs: Any) -> PyTree:
-        return kernel_fn(x1, x2, get, params, **kwargs)
-
-    return of_one_kind
+    return OfOneKind(empirical_kernel_fn(f, trace_axes, diagonal_axes, vmap_axes, implementation, **options), "ntk")
 
 
 class _Pair:
@@ -174,8 +157,8 @@ class _Pair:
         return {name: found[name] for name in names}
 
     def _nngp(self) -> list[jax.Array]:
-        ones = self._model.outputs(self._x1)
-        twos = ones if self._x2 is None else self._model.outputs(self._x2)
+        ones = self._model.outputs(self._model.leaves, self._x1)
+        twos = ones if self._x2 is None else self._model.outputs(self._model.leaves, self._x2)
         rows = zip(ones, twos, self._axes, self._dtypes, strict=True)
         return [axes.gram(one, two, dtype) for one, two, axes, dtype in rows]
 
@@ -194,37 +177,3 @@ class _Pair:
         leaves = [self._model.leaves[k] for k in numbers]
         one, two = side1.only(numbers, leaves), side2 and side2.only(numbers, leaves)
         return implementation(one, two, axes, [self._model.rates[k] for k in numbers], dtype)
-
-
-class _Static:
-    """Keyword arguments without their arrays."""
-
-    def __init__(self, rest: list[Any], tree: Any):
-        self._rest, self._tree = rest, tree
-        self.key = (tuple(rest), tree)
-
-    @property
-    def hashable(self) -> bool:
-        """Whether they can be the key of what was compiled for them."""
-        try:
-            hash(self.key)
-        except TypeError:
-            return False
-        return True
-
-    def joined(self, arrays: Sequence[Any]) -> Mapping[str, Any]:
-        """The keyword arguments with these arrays."""
-        waiting = iter(arrays)
-        return jax.tree.unflatten(self._tree, [next(waiting) if x is _ARRAY else x for x in self._rest])
-
-
-_ARRAY = object()
-
-
-def _split(kwargs: Mapping[str, Any]) -> tuple[list[Any], _Static]:
-    """Arrays, which are traced, and everything else, which is not."""
-    leaves, tree = jax.tree.flatten(dict(kwargs))
-    is_array = [isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves]
-    arrays = [leaf for leaf, found in zip(leaves, is_array, strict=True) if found]
-    rest = [_ARRAY if found else leaf for leaf, found in zip(leaves, is_array, strict=True)]
-    return arrays, _Static(rest, tree)

@@ -52,9 +52,16 @@ class Model:
         self.leaves = [self._all[k] for k in self.trained]
         self.rates = [rates[k] for k in self.trained]
 
-    def outputs(self, x: PyTree) -> list[jax.Array]:
-        """The leaves of the outputs."""
-        return self._outputs(self.leaves, x)
+    def outputs(self, leaves: Leaves, x: PyTree) -> list[jax.Array]:
+        """The leaves of the outputs, with these in place of the trained parameters."""
+        return jax.tree.leaves(self._call(leaves, x))
+
+    def params_with(self, leaves: Leaves) -> PyTree:
+        """The parameters with these in place of the trained ones."""
+        values = list(self._all)
+        for k, leaf in zip(self.trained, leaves, strict=True):
+            values[k] = leaf
+        return jax.tree.unflatten(self.tree, values)
 
     def structs(self, x: PyTree) -> tuple[list[jax.ShapeDtypeStruct], Any]:
         """The shapes and dtypes of the outputs, and their structure.
@@ -73,11 +80,11 @@ class Model:
 
     def sides(self, x: PyTree, structs: Sequence[jax.ShapeDtypeStruct], vmap_axes: VmapAxes) -> list[Side]:
         """Every output, as `structs` has them, for these examples."""
-        one = of_one_example(self._outputs, self.leaves, x, vmap_axes)
+        one = of_one_example(self.outputs, self.leaves, x, vmap_axes)
 
         def side(k: int, struct: jax.ShapeDtypeStruct) -> Side:
             of_one = None if one is None else lambda leaves, example: one(leaves, example)[k]
-            return Side(self.leaves, lambda leaves: self._outputs(leaves, x)[k], of_one, x, struct.shape, struct.dtype)
+            return Side(self.leaves, lambda leaves: self.outputs(leaves, x)[k], of_one, x, struct.shape, struct.dtype)
 
         return [side(k, struct) for k, struct in enumerate(structs)]
 
@@ -93,27 +100,29 @@ class Model:
         structs, _ = self.structs(x)
 
         def whole(leaves: Leaves) -> jax.Array:
-            return jnp.concatenate([y.ravel() for y in self._outputs(leaves, x)])
+            return jnp.concatenate([y.ravel() for y in self.outputs(leaves, x)])
 
         size, dtype = sum(math.prod(s.shape) for s in structs), jnp.result_type(*(s.dtype for s in structs))
         return Side(self.leaves, whole, None, x, (size,), dtype)
 
     def concatenate(self, vector: PyTree, x: PyTree) -> jax.Array:
-        """A pytree like the outputs for these examples, as one vector.
+        """A pytree like the outputs for these examples, as one vector; raises as `leaves_like_outputs`."""
+        return jnp.concatenate([leaf.ravel() for leaf in self.leaves_like_outputs("the vector", vector, x)])
+
+    def leaves_like_outputs(self, name: str, values: PyTree, x: PyTree) -> list[jax.Array]:
+        """The leaves of a pytree like the outputs for these examples.
 
         Raises:
-            InputError: it has another structure or other shapes.
+            InputError: it has another structure or other shapes; it is called `name`.
         """
         structs, tree = self.structs(x)
-        leaves, found = jax.tree.flatten(vector)
+        leaves, found = jax.tree.flatten(values)
         if found != tree:
-            raise InputError(f"the vector must have the structure of the outputs, {tree}, not {found}")
+            raise InputError(f"{name} must have the structure of the outputs, {tree}, not {found}")
         shapes = [jnp.shape(leaf) for leaf in leaves]
         if shapes != [s.shape for s in structs]:
-            raise InputError(
-                f"the vector must have the shapes of the outputs, {[s.shape for s in structs]}, not {shapes}"
-            )
-        return jnp.concatenate([jnp.ravel(leaf) for leaf in leaves])
+            raise InputError(f"{name} must have the shapes of the outputs, {[s.shape for s in structs]}, not {shapes}")
+        return [jnp.asarray(leaf) for leaf in leaves]
 
     def split(self, vector: jax.Array, x: PyTree) -> PyTree:
         """The inverse of `concatenate`."""
@@ -124,18 +133,12 @@ class Model:
         kept = [p if jnp.iscomplexobj(p) else p.astype(s.dtype) for p, s in zip(parts, structs, strict=True)]
         return jax.tree.unflatten(tree, [p.reshape(s.shape) for p, s in zip(kept, structs, strict=True)])
 
-    def _outputs(self, leaves: Leaves, x: PyTree) -> list[jax.Array]:
-        return jax.tree.leaves(self._call(leaves, x))
-
     def _call(self, leaves: Leaves, x: PyTree) -> PyTree:
-        values = list(self._all)
-        for k, leaf in zip(self.trained, leaves, strict=True):
-            values[k] = leaf
-        return self._f(jax.tree.unflatten(self.tree, values), x, **self._kwargs)
+        return self._f(self.params_with(leaves), x, **self._kwargs)
 
     def _check_holomorphic(self, x: PyTree) -> None:
         def push(tangents: Leaves) -> list[jax.Array]:
-            return jax.jvp(lambda leaves: self._outputs(leaves, x), (self.leaves,), (tangents,))[1]
+            return jax.jvp(lambda leaves: self.outputs(leaves, x), (self.leaves,), (tangents,))[1]
 
         closed = jax.make_jaxpr(push)(self.leaves)
         if not _is_complex_linear(closed, [jnp.iscomplexobj(leaf) for leaf in self.leaves]):

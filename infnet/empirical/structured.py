@@ -8,7 +8,7 @@ use the gradient is pulled back to the parameter, which is what Jacobian contrac
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -118,22 +118,41 @@ def _conv(use: Use, delta: jax.Array, operands: list[Any]) -> Outer | None:
     if use.places != (1,) or params["feature_group_count"] != 1 or params["batch_group_count"] != 1:
         return None
     numbers = params["dimension_numbers"]
-    patches = lax.conv_general_dilated_patches(
-        x,
-        [w.shape[k] for k in numbers.rhs_spec[2:]],
+    h = _patches(x.transpose(_channels_last(numbers.lhs_spec)), [w.shape[k] for k in numbers.rhs_spec[2:]], params)
+    lead = _lead(use, delta)
+    k = len(lead)
+    moved = delta.transpose(*range(k), *(k + axis for axis in _channels_last(numbers.out_spec)))
+    return Outer(moved.reshape(*lead, -1, moved.shape[-1]), h.reshape(-1, h.shape[-1]))
+
+
+def _channels_last(spec: Sequence[int]) -> tuple[int, ...]:
+    """The axes of an operand of a convolution as (batch, *spatial, channels)."""
+    return (spec[0], *spec[2:], spec[1])
+
+
+def _patches(x: jax.Array, window: Sequence[int], params: Mapping[str, Any]) -> jax.Array:
+    """What a window over `(n, *spatial, channels)` sees, `(n, *positions, ...)`.
+
+    By slices of one axis after the other: `lax.conv_general_dilated_patches` multiplies with ones instead, which is
+    slower, and rounds where matrix units do.
+    """
+    settings = zip(
+        window,
         params["window_strides"],
         params["padding"],
         params["lhs_dilation"],
         params["rhs_dilation"],
-        dimension_numbers=numbers,
-        precision=lax.Precision.HIGHEST,
+        strict=True,
     )
-    channels_last = (numbers.out_spec[0], *numbers.out_spec[2:], numbers.out_spec[1])
-    h = patches.transpose(channels_last)
-    lead = _lead(use, delta)
-    k = len(lead)
-    moved = delta.transpose(*range(k), *(k + axis for axis in channels_last))
-    return Outer(moved.reshape(*lead, -1, moved.shape[-1]), h.reshape(-1, h.shape[-1]))
+    for axis, (taps, stride, (low, high), dilation, spacing) in enumerate(settings, 1):
+        padding = [(0, 0, 0)] * x.ndim
+        padding[axis] = (low, high, dilation - 1)
+        padded = lax.pad(x, jnp.zeros((), x.dtype), padding)
+        last = padded.shape[axis] - (taps - 1) * spacing  # where a window may start, exclusive
+        starts = [tap * spacing for tap in range(taps)]
+        seen = [lax.slice_in_dim(padded, start, start + max(0, last), stride, axis) for start in starts]
+        x = jnp.concatenate(seen, axis=-1)
+    return x
 
 
 @RULES.register(lax_p.gather_p)
