@@ -1,4 +1,4 @@
-"""A residual network with batch normalisation, for small images, as one writes it in Flax. It knows nothing of infnet."""
+"""A residual network with batch normalisation, as one writes it in Flax. It knows nothing of infnet."""
 
 from collections.abc import Sequence
 from functools import partial

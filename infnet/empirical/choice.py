@@ -17,6 +17,8 @@ OPERATIONS_PER_BYTE = 10
 # Before it is compiled, a program is known to be slower than another one only if it does this many times as much: XLA
 # may find that much to leave out.
 CERTAIN = 4
+# A difference of less than this factor says little: operations of the same number take different times.
+MARGIN = 1.5
 # Operations, about a millisecond, below which it is not worth compiling a second program to know its cost better.
 SMALL = 1e8
 
@@ -71,26 +73,31 @@ class Choice:
 def choose(programs: Mapping[str, Any], arguments: Sequence[Any], memory_limit: float) -> Choice:
     """The fastest of the programs that stay within a limit of memory, or else the one that takes the least.
 
-    What XLA compiles here is not compiled again when the program is called.
+    What XLA compiles here is not compiled again when the program is called with arrays.
 
     Args:
-        programs: jitted functions that compute the same, by name; the first is taken among equals.
+        programs: jitted functions that compute the same, by name; the first is taken unless another one is clearly
+            cheaper.
         arguments: those they are called with; traced ones stand for their shapes.
         memory_limit: bytes.
     """
+    traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tuple(arguments)))
     shapes = jax.tree.map(_untraced, tuple(arguments))
+    first = next(iter(programs))
     analysed = {name: _Program(program, shapes) for name, program in programs.items()}
     costs = {name: program.cost for name, program in analysed.items()}
     least = min(cost.work for cost in costs.values())
     contenders = [name for name, cost in costs.items() if cost.work <= CERTAIN * least]
-    if least > SMALL or any(costs[name].bytes_accessed > memory_limit for name in contenders):
+    # As a part of a larger program, what is compiled here will be compiled again.
+    is_worth_it = least > SMALL and (len(contenders) > 1 or not traced)
+    if is_worth_it or any(costs[name].bytes_accessed > memory_limit for name in contenders):
         for names in (contenders, costs):
             costs |= {name: analysed[name].compiled_cost for name in names}
             contenders = [name for name in names if (costs[name].memory or 0) <= memory_limit]
             if contenders:
                 break
     if contenders:
-        chosen = min(contenders, key=lambda name: costs[name].work)
+        chosen = min(contenders, key=lambda name: costs[name].work * (1 if name == first else MARGIN))
     else:
         chosen = min(costs, key=lambda name: costs[name].memory or 0)
     return Choice(chosen, costs, memory_limit)
