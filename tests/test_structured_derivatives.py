@@ -96,7 +96,77 @@ def unused(w, x):
     return x[:, :2] + jnp.argmax(w)
 
 
+def twice_alike(w, x):
+    return jnp.sin(jnp.sin(x[:, :20] @ w) @ w)[:, :2]
+
+
+def in_a_scan(w, x):
+    """Fewer turns than the weight has channels."""
+
+    def turn(h, row):
+        return jnp.tanh(jnp.tanh(h @ w) @ w + row), h
+
+    h, rows = lax.scan(turn, x[:, :20], x[:, 20:80].reshape(-1, 3, 20).swapaxes(0, 1), reverse=True)
+    return h[:, :2] + rows.sum(0)[:, 3:5]
+
+
+def inside_and_outside(w, x):
+    def turn(h, _):
+        return jnp.tanh(h @ w), h @ w
+
+    h, rows = lax.scan(turn, jnp.sin(x[:, :20] @ w), None, length=2)
+    return h[:, :2] * rows[0, :, 3:5]
+
+
+def many_turns(w, x):
+    def turn(h, _):
+        return jnp.tanh(h @ w), None
+
+    return lax.scan(turn, x[:, :20], None, length=21)[0][:, :2]
+
+
+def carried(w, x):
+    def turn(state, _):
+        h, v = state
+        return (jnp.tanh(h @ v), 2 * v), None
+
+    return lax.scan(turn, (x[:, :20], w), None, length=2)[0][0][:, :2]
+
+
+def returned_by_a_scan(w, x):
+    def turn(h, _):
+        return jnp.tanh(h @ w), w
+
+    h, copies = lax.scan(turn, x[:, :20], None, length=2)
+    return h[:, :2] * copies.sum()
+
+
+def turn_by_turn(w, x):
+    """A row of the weight in each turn."""
+    return lax.scan(lambda h, v: (jnp.tanh(h * v), h.sum(1)), x[:, :20], w)[0][:, :2]
+
+
+def lookup_in_a_scan(w, x):
+    numbers = (3 * jnp.abs(x[:, :6])).astype(int).reshape(-1, 3, 2)
+
+    def turn(h, rows):
+        return jnp.tanh(h + jnp.take(w, rows, axis=0, mode="clip").prod(1)), None
+
+    return lax.scan(turn, x[:, :20], numbers.swapaxes(0, 1))[0][:, 1:3]
+
+
+SQUARE = [
+    (twice_alike, Outer),
+    (in_a_scan, Outer),
+    (inside_and_outside, Outer),
+    (many_turns, Dense),
+    (carried, Dense),
+    (returned_by_a_scan, Dense),
+    (turn_by_turn, Dense),
+    (lookup_in_a_scan, Rows),
+]
 STRUCTURES = [
+    *SQUARE,
     (few_positions, Outer),
     (weight_on_the_left, Outer),
     (renamed, Outer),
@@ -118,7 +188,8 @@ STRUCTURES = [
 @pytest.mark.parametrize(("f", "kind"), STRUCTURES)
 def test_structures(f, kind):
     rng = np.random.RandomState(0)
-    w = rng.standard_normal((40, 30) if f is few_positions else (20, 5))
+    shape = (40, 30) if f is few_positions else (20, 20) if f in dict(SQUARE) else (20, 5)
+    w = rng.standard_normal(shape) / 2
     network = finite_zoo.Network(f, w, rng.standard_normal((3, 80)), rng.standard_normal((3, 80)))
     model = Model(f, w, {})
     x = jnp.asarray(network.x1)

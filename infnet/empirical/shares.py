@@ -11,6 +11,7 @@ which forms no gradient of W. With one position it is the elementwise product of
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,6 +46,16 @@ class Outer:
         """The gradient itself, of every example: `(n, *output, g, c)`."""
         return jnp.einsum("n...fg,nfc->n...gc", self.delta, self.h, precision=lax.Precision.HIGHEST)
 
+    @staticmethod
+    def joined(shares: Sequence[Outer]) -> Outer:
+        """The sum of gradients with respect to the same weight: one with the positions of all."""
+        delta = jnp.concatenate([share.delta for share in shares], axis=-2)
+        return Outer(delta, jnp.concatenate([share.h for share in shares], axis=-2))
+
+    def of_turns(self) -> Outer:
+        """From `(turns, *output, f, g)` and `(turns, f, c)`: the sum over the turns."""
+        return Outer(_merged(self.delta), self.h.reshape(-1, self.h.shape[-1]))
+
     def products(self, other: Outer) -> jax.Array:
         """h_f · h'_g, of a single example each."""
         return jnp.matmul(self.h, other.h.T, precision=lax.Precision.HIGHEST)
@@ -62,6 +73,16 @@ class Rows:
     delta: jax.Array
     indices: jax.Array
 
+    @staticmethod
+    def joined(shares: Sequence[Rows]) -> Rows:
+        """The sum of gradients with respect to the same table: one with the positions of all."""
+        delta = jnp.concatenate([share.delta for share in shares], axis=-2)
+        return Rows(delta, jnp.concatenate([share.indices for share in shares], axis=-1))
+
+    def of_turns(self) -> Rows:
+        """From `(turns, *output, f, g)` and `(turns, f)`: the sum over the turns."""
+        return Rows(_merged(self.delta), self.indices.ravel())
+
     def products(self, other: Rows) -> jax.Array:
         """Whether the rows are the same, of a single example each."""
         same = (self.indices[:, None] == other.indices) & (self.indices[:, None] >= 0)
@@ -72,6 +93,12 @@ for _kind, _fields in ((Dense, ["gradient"]), (Outer, ["delta", "h"]), (Rows, ["
     jax.tree_util.register_dataclass(_kind, _fields, [])
 
 Share = Dense | Outer | Rows
+
+
+def _merged(delta: jax.Array) -> jax.Array:
+    """`(*output, turns * f, g)` of `(turns, *output, f, g)`."""
+    moved = jnp.moveaxis(delta, 0, -3)
+    return moved.reshape(*moved.shape[:-3], -1, moved.shape[-1])
 
 
 def product(axes: Axes, one: Any, two: Any, dtype: Any, memory_limit: int) -> jax.Array:

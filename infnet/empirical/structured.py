@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -24,7 +26,7 @@ from infnet.empirical.uses import Program, Use
 from infnet.registry import Rules
 
 # (use, gradients at its result `(*output, *result)`, operands) -> the gradient of one example; None if it has no
-# structure that the rule knows.
+# structure that the rule knows. Of the parameter, only the shape is an operand.
 Rule = Callable[[Use, jax.Array, list[Any]], Outer | Rows | None]
 RULES: Rules[Rule] = Rules()
 
@@ -60,7 +62,7 @@ def _at_once(
 
 def _sketch(side: Side) -> list[Share] | None:
     """The gradients with respect to each parameter, without values; None if they are not those of single examples."""
-    if side.one is None or side.is_complex or Program(side).returns_parameter:
+    if side.one is None or side.is_complex or Program(side, _is_structured).returns_parameter:
         return None
     return jax.eval_shape(lambda: _shares(side))
 
@@ -71,7 +73,7 @@ def _bytes(share: Share) -> int:
 
 def _shares(side: Side) -> list[Share]:
     """The gradients with respect to each parameter, of all examples."""
-    program = Program(side)
+    program = Program(side, _is_structured)
 
     def of_example(example: Any) -> list[Share]:
         gradients, env = program.gradients(side.leaves, example)
@@ -82,13 +84,51 @@ def _shares(side: Side) -> list[Share]:
 
 def _share(program: Program, leaf: int, gradients: dict[int, jax.Array], env: dict[int, Any]) -> Share:
     uses = program.uses[leaf]
-    if len(uses) == 1 and len(uses[0].places) == 1:
-        (use,) = uses
-        rule = RULES.get(use.equation.primitive)
-        found = rule and rule(use, gradients[use.results[0]], [env[v] for v in use.equation.inputs])
-        if found:
-            return found
+    found: list[Any] = [_of_use(use, gradients, env) for use in uses]
+    if found and len({(type(share), _form(use)) for share, use in zip(found, uses, strict=True)}) == 1 and found[0]:
+        return type(found[0]).joined(found)
     return Dense(program.pull_back(leaf, gradients, env))
+
+
+def _of_use(use: Use, gradients: Mapping[int, jax.Array], env: Mapping[int, Any]) -> Outer | Rows | None:
+    """The gradient at one use, where it has structure."""
+    rule = RULES.get(use.equation.primitive)
+    if rule is None or len(use.places) != 1:
+        return None
+    delta = gradients[use.results[0]]
+    values = {k: env[v] for k, v in enumerate(use.operands) if v is not None}
+
+    def of_turn(delta: jax.Array, values: dict[int, Any]) -> Outer | Rows | None:
+        return rule(use, delta, [values.get(k, aval) for k, aval in enumerate(use.avals)])
+
+    if use.turns is None:
+        return of_turn(delta, values)
+    found = jax.vmap(of_turn, (len(_lead(use, delta)) - 1, 0))(delta, values)
+    return found and found.of_turns()
+
+
+def _is_structured(use: Use) -> bool:
+    """Whether the gradient has structure, and in all turns of a scan no more positions than the weight has channels.
+
+    Otherwise a scan adds up the gradient of the weight itself with less memory, and no more work.
+    """
+    gradients = {use.results[0]: _struct(use.equation.source.outvars[0].aval)}
+    env = {v: _struct(aval) for v, aval in zip(use.operands, use.avals, strict=True) if v is not None}
+    share = jax.eval_shape(partial(_of_use, replace(use, turns=None)), gradients, env)
+    if use.turns is None or not isinstance(share, Outer):
+        return share is not None
+    positions, channels = share.h.shape
+    return use.turns * positions <= channels
+
+
+def _struct(aval: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
+
+
+def _form(use: Use) -> Any:
+    """What says which elements of a parameter the axes of a structured gradient are."""
+    renaming = tuple((e.primitive, str(e.params)) for e in use.renaming)
+    return use.equation.primitive, use.places, str(use.equation.params.get("dimension_numbers")), renaming
 
 
 def _lead(use: Use, delta: jax.Array) -> tuple[int, ...]:
@@ -170,6 +210,6 @@ def _gather(use: Use, delta: jax.Array, operands: list[Any]) -> Rows | None:
         return None
     flat = indices.reshape(-1).astype(int)
     if lax.GatherScatterMode.from_any(params["mode"]) is lax.GatherScatterMode.CLIP:
-        flat = jnp.clip(flat, 0, len(table) - 1)
-    flat = jnp.where((flat >= 0) & (flat < len(table)), flat, -1)
+        flat = jnp.clip(flat, 0, table.shape[0] - 1)
+    flat = jnp.where((flat >= 0) & (flat < table.shape[0]), flat, -1)
     return Rows(delta.reshape(*_lead(use, delta), len(flat), -1), flat)
