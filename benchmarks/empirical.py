@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import itertools
 import json
 import math
 import resource
@@ -23,59 +22,19 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from finite_networks import DEPENDENT, NETWORKS
+
 IMPLEMENTATIONS = {
     "infnet": ["auto", "structured_derivatives", "jacobian_contraction", "ntk_vector_products"],
     "neural_tangents": ["3", "1", "2"],
 }
-NETWORKS = {  # name: (kind, widths, input shape)
-    "fcn": ("dense", [784, 512, 512, 10], (64, 784)),
-    "fcn_scalar": ("dense", [256, 2048, 2048, 1], (128, 256)),
-    "cnn": ("conv", [3, 32, 32, 10], (16, 16, 16, 3)),
-    "embedding": ("embed", [100, 64, 64, 10], (8, 16)),
-    "large_embedding": ("embed", [1600, 64, 64, 10], (8, 16)),
-    "many_outputs": ("bounded", [300, 300, 400], (1, 300)),
-}
-
-
-def network(kind, widths, shape):
-    """`f(params, x)`, its parameters and its input."""
-    import jax
-    import numpy as np
-
-    rng = np.random.RandomState(0)
-    window = (3, 3) if kind == "conv" else ()
-    arrays = []
-    for k, (fan_in, fan_out) in enumerate(itertools.pairwise(widths)):
-        taps = window if k < len(widths) - 2 else ()
-        scale = (2 / (fan_in * max(1, len(taps) and 9))) ** 0.5
-        arrays.append((rng.randn(*taps, fan_in, fan_out) * scale, rng.randn(fan_out) * 0.1))
-    params = jax.tree_util.tree_map(lambda a: jax.numpy.asarray(a, "float32"), arrays)
-    x = rng.randint(0, widths[0], shape) if kind == "embed" else rng.randn(*shape).astype("float32")
-
-    def layer(x, w, b):
-        if kind == "bounded":
-            w = jax.numpy.tanh(w)
-        if w.ndim == 2:
-            return x @ w + b
-        return jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")) + b
-
-    def f(params, x):
-        (table, _), *rest = params
-        if kind == "embed":
-            x, params = table[x], rest
-        for w, b in params[:-1]:
-            x = jax.nn.relu(layer(x, w, b))
-        x = x.mean(axis=tuple(range(1, x.ndim - 1)))
-        return layer(x, *params[-1])
-
-    return f, params, jax.numpy.asarray(x)
 
 
 def measure(name: str, library: str, implementation: str) -> dict[str, float]:
     """Compile and run one case in this process."""
     import jax
 
-    f, params, x = network(*NETWORKS[name])
+    f, params, x = NETWORKS[name]()
     if library == "infnet":
         import infnet
 
@@ -83,7 +42,11 @@ def measure(name: str, library: str, implementation: str) -> dict[str, float]:
     else:
         import neural_tangents
 
-        options = {"trace_axes": (), "vmap_axes": 0, "implementation": int(implementation)}
+        options = {
+            "trace_axes": (),
+            "vmap_axes": None if name in DEPENDENT else 0,
+            "implementation": int(implementation),
+        }
         ntk_fn = jax.jit(neural_tangents.empirical_ntk_fn(f, **options))
     start = time.perf_counter()
     compiled = ntk_fn.lower(x, None, params).compile()

@@ -4,8 +4,8 @@
 
 (Lee et al. 2019, arXiv:1902.06720, eq. 2, has degree 1, whose gradient flow the empirical NTK describes.) Only
 derivatives along the line from p0 to p are needed, so that no Hessian is ever formed. They are nested forward
-derivatives: `jax.experimental.jet` takes all of them at once, but was not faster up to degree 6, and fails for functions
-with a derivative rule of their own, such as `jax.nn.relu`.
+derivatives: `jax.experimental.jet` takes all of them at once, but was not faster up to degree 6, and fails for
+functions with a derivative rule of their own, such as `jax.nn.relu`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,12 +14,11 @@ from infnet.independence import bodies
 
 # An access to memory takes as long as about so many operations per byte, on processors and on accelerators alike.
 OPERATIONS_PER_BYTE = 10
-# Before it is compiled, a program is known to be slower than another one only if it does this many times as much: XLA
-# may find that much to leave out.
-CERTAIN = 4
+# XLA's fusion of operations leaves at least this part of the accesses to memory.
+FUSED = 0.25
 # A difference of less than this factor says little: operations of the same number take different times.
 MARGIN = 1.5
-# Operations, about a millisecond, below which it is not worth compiling a second program to know its cost better.
+# Operations, about a millisecond, below which it is not worth compiling a program to know its cost better.
 SMALL = 1e8
 
 
@@ -41,6 +40,11 @@ class Cost:
     def work(self) -> float:
         """A measure of time."""
         return self.flops + OPERATIONS_PER_BYTE * self.bytes_accessed
+
+    @property
+    def least_work(self) -> float:
+        """What may be left of the work when the program is compiled."""
+        return self.flops + FUSED * OPERATIONS_PER_BYTE * self.bytes_accessed
 
     def times(self, turns: int) -> Cost:
         """That of as many runs."""
@@ -83,23 +87,28 @@ def choose(programs: Mapping[str, Any], arguments: Sequence[Any], memory_limit: 
     """
     traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tuple(arguments)))
     shapes = jax.tree.map(_untraced, tuple(arguments))
-    first = next(iter(programs))
     analysed = {name: _Program(program, shapes) for name, program in programs.items()}
     costs = {name: program.cost for name, program in analysed.items()}
-    least = min(cost.work for cost in costs.values())
-    contenders = [name for name, cost in costs.items() if cost.work <= CERTAIN * least]
+    first = next(iter(programs))
+
+    def rivals() -> list[str]:
+        return [name for name, cost in costs.items() if name != first and MARGIN * cost.least_work < costs[first].work]
+
+    def compile_(names: Iterable[str]) -> None:
+        costs.update({name: analysed[name].compiled_cost for name in names if costs[name].memory is None})
+
     # As a part of a larger program, what is compiled here will be compiled again.
-    is_worth_it = least > SMALL and (len(contenders) > 1 or not traced)
-    if is_worth_it or any(costs[name].bytes_accessed > memory_limit for name in contenders):
-        for names in (contenders, costs):
-            costs |= {name: analysed[name].compiled_cost for name in names}
-            contenders = [name for name in names if (costs[name].memory or 0) <= memory_limit]
-            if contenders:
-                break
-    if contenders:
-        chosen = min(contenders, key=lambda name: costs[name].work * (1 if name == first else MARGIN))
-    else:
-        chosen = min(costs, key=lambda name: costs[name].memory or 0)
+    matters = costs[first].work > SMALL and (rivals() or not traced)
+    if matters or costs[first].bytes_accessed > memory_limit:
+        compile_([first])
+        compile_(rivals())
+    fitting = [name for name in (first, *rivals()) if (costs[name].memory or 0) <= memory_limit]
+    if not fitting:
+        compile_(programs)
+        fitting = [name for name in programs if (costs[name].memory or 0) <= memory_limit]
+    if not fitting:
+        return Choice(min(costs, key=lambda name: costs[name].memory or 0), costs, memory_limit)
+    chosen = min(fitting, key=lambda name: costs[name].work * (1 if name == first else MARGIN))
     return Choice(chosen, costs, memory_limit)
 
 
