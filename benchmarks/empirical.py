@@ -52,7 +52,7 @@ def measure(name: str, library: str, implementation: str) -> dict[str, float]:
     compiled = ntk_fn.lower(x, None, params).compile()
     first, runs = time.perf_counter() - start, []
     memory = growth(lambda: jax.block_until_ready(compiled(x, None, params)))
-    while len(runs) < 10 and sum(runs) < 2:
+    while sum(runs) < 0.5 or (len(runs) < 10 and sum(runs) < 5):
         start = time.perf_counter()
         value = jax.block_until_ready(compiled(x, None, params))
         runs.append(time.perf_counter() - start)
