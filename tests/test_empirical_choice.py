@@ -42,7 +42,7 @@ def test_choice(network, options, expected):
     assert choice.implementation == expected, str(choice)
     chosen = choice.costs[expected]
     fitting = [c for c in choice.costs.values() if (c.memory or 0) <= choice.memory_limit]
-    assert chosen.work < 1.5 * min(c.work for c in fitting)
+    assert chosen.work < 1.2 * min(c.work for c in fitting)
     assert f"{expected:24}" in str(choice)
     assert str(choice).count("<- used") == 1
 

@@ -12,12 +12,13 @@ from infnet._jax import ClosedJaxpr, JaxprEqn, jaxpr_as_fun
 from infnet._jax import lax_primitives as lax_p
 from infnet.independence import bodies
 
-# An access to memory takes as long as about so many operations per byte, on processors and on accelerators alike.
-OPERATIONS_PER_BYTE = 10
+# How long accesses to memory take, in operations per byte. Caches answer most of them; with this number and `MARGIN`, the
+# choice is the fastest on each network of `benchmarks/empirical.py`.
+OPERATIONS_PER_BYTE = 2
 # XLA's fusion of operations leaves at least this part of the accesses to memory.
 FUSED = 0.25
 # A difference of less than this factor says little: operations of the same number take different times.
-MARGIN = 1.5
+MARGIN = 1.2
 # Operations, about a millisecond, below which it is not worth compiling a program to know its cost better.
 SMALL = 1e8
 
