@@ -1,7 +1,7 @@
-"""A residual network with batch normalisation, as one writes it in Flax. It knows nothing of infnet."""
+"""A residual network with batch normalisation, for small images, as one writes it in Flax.
 
-from collections.abc import Sequence
-from functools import partial
+It knows nothing of infnet.
+"""
 
 import flax.linen as nn
 
@@ -13,20 +13,21 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        norm = partial(nn.BatchNorm, use_running_average=not self.train, momentum=0.9)
-        conv = partial(nn.Conv, use_bias=False)
+        def norm(x):
+            return nn.BatchNorm(use_running_average=not self.train, momentum=0.9)(x)
+
         strides = (self.stride, self.stride)
-        y = nn.relu(norm()(conv(self.width, (3, 3), strides)(x)))
-        y = norm()(conv(self.width, (3, 3))(y))
+        y = nn.relu(norm(nn.Conv(self.width, (3, 3), strides, use_bias=False)(x)))
+        y = norm(nn.Conv(self.width, (3, 3), use_bias=False)(y))
         if x.shape != y.shape:
-            x = norm()(conv(self.width, (1, 1), strides)(x))
+            x = norm(nn.Conv(self.width, (1, 1), strides, use_bias=False)(x))
         return nn.relu(x + y)
 
 
 class ResNet(nn.Module):
     """ResNet18 for images of 32x32 pixels, unless it is given other sizes."""
 
-    blocks: Sequence[int] = (2, 2, 2, 2)
+    blocks: tuple[int, ...] = (2, 2, 2, 2)
     width: int = 64
     classes: int = 10
 

@@ -60,7 +60,7 @@ def test_the_picture_is_written(run_digits):
     assert_is_a_picture(run_digits[2])
 
 
-@pytest.mark.parametrize("name", ["digits_model.py", "preactivation_resnet.py"])
+@pytest.mark.parametrize("name", ["digits_model.py", "preactivation_resnet.py", "resnet.py"])
 def test_the_models_import_only_flax(name):
     tree = ast.parse((EXAMPLES / name).read_text())
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
@@ -87,3 +87,32 @@ def test_a_haiku_pipeline_follows_its_kernel(tmp_path):
     for losses in results.losses.values():
         assert np.all(np.diff(losses) < 1e-6)
     assert_is_a_picture(picture)
+
+
+def test_a_resnet_has_one_ntk_by_every_method(tmp_path):
+    module, results, picture = run("empirical_ntk_resnet", tmp_path)
+    auto = results.methods.pop("auto")
+    assert results.methods.keys() == module.COLORS.keys()
+    scale = np.abs(auto.ntk).max()
+    for measured in results.methods.values():
+        assert measured.ntk.shape == (4, 4, 10, 10)
+        np.testing.assert_allclose(measured.ntk, auto.ntk, atol=1e-4 * scale)
+    # What "auto" takes is, by the analysis that it reads, the cheapest of the three.
+    assert auto.cost.work == min(measured.cost.work for measured in results.methods.values())
+    assert auto.cost.work == results.methods[auto.implementation].cost.work
+    assert results.accuracies[-1] > 0.6  # 150 steps
+    assert results.alignments[-1] > results.alignments[0] + 0.03
+    assert_is_a_picture(picture)
+
+
+def test_alignment_with_classes(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    from empirical_ntk_resnet import alignment
+
+    labels = np.repeat(np.arange(3), 4)
+    same = (labels[:, None] == labels).astype(float)
+    assert np.isclose(alignment(2 * same + 5, labels), 1)  # neither scale nor offset count
+    features = np.random.default_rng(0).standard_normal((12, 2))
+    centred = (kernel := features @ features.T) - kernel.mean(0) - kernel.mean(1)[:, None] + kernel.mean()
+    target = same - 1 / 3  # has no mean in any row
+    assert np.isclose(alignment(kernel, labels), np.corrcoef(centred.ravel(), target.ravel())[0, 1])

@@ -12,8 +12,8 @@ from infnet._jax import ClosedJaxpr, JaxprEqn, jaxpr_as_fun
 from infnet._jax import lax_primitives as lax_p
 from infnet.independence import bodies
 
-# How long accesses to memory take, in operations per byte. Caches answer most of them; with this number and `MARGIN`, the
-# choice is the fastest on each network of `benchmarks/empirical.py`.
+# How long accesses to memory take, in operations per byte. Caches answer most of them; with this number and `MARGIN`,
+# the choice is the fastest on each network of `benchmarks/empirical.py`.
 OPERATIONS_PER_BYTE = 2
 # XLA's fusion of operations leaves at least this part of the accesses to memory.
 FUSED = 0.25
