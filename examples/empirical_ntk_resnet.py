@@ -29,7 +29,7 @@ from rich.table import Table
 from sklearn.datasets import load_digits
 
 import infnet
-from infnet.empirical.choice import Cost
+from infnet.empirical import Cost
 
 CLASSES = 10
 BATCH, LEARNING_RATE = 64, 3e-3

@@ -318,7 +318,7 @@ def linear(params, x):
     [
         (
             {"implementation": "fast"},
-            'must be "auto" or "jacobian_contraction" or "ntk_',
+            'must be "auto" or "structured_derivatives" or "jac',
         ),
         ({"vmap_axes": 1}, 'vmap_axes must be "auto", 0 or None'),
         ({"memory_limit": 0}, "memory_limit must be a positive number"),
