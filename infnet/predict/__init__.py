@@ -1,6 +1,9 @@
-"""Predictions from kernels: the outputs of infinitely wide networks on new data."""
+"""Predictions from kernels: the outputs of infinitely wide networks on new data, and their training."""
 
 from infnet.predict.gp_inference import Predictor as Predictor
 from infnet.predict.gp_inference import gp_inference as gp_inference
+from infnet.predict.gradient_descent_mse import MseTraining as MseTraining
+from infnet.predict.gradient_descent_mse import gradient_descent_mse as gradient_descent_mse
+from infnet.predict.learning_rate import max_learning_rate as max_learning_rate
 from infnet.predict.posterior import Gaussian as Gaussian
 from infnet.predict.posterior import Info as Info
