@@ -142,6 +142,38 @@ def strength(diag_reg: Any) -> Array:
     return strength
 
 
+def noise_variances(noise: Any, n: int) -> Array:
+    """The noise, a scalar or one variance for each training point: finite and not negative."""
+    array = real(0.0 if noise is None else noise, "noise")
+    if array.shape not in ((), (n,)):
+        raise InputError(
+            f"noise must be a variance, or one for each of the n = {n} training points, of shape ({n},); "
+            f"got shape {array.shape}."
+        )
+    require_finite(array, "noise")
+    if not is_traced(array) and bool((array < 0).any()):
+        raise InputError(f"noise must be variances, not negative; got {array.min()} at index {array.argmin()}.")
+    return array
+
+
+def require_gaussian(kernel: Any, label: str) -> None:
+    """Raise `InputError` where a `Kernel` says that its output is not a Gaussian process of mean zero."""
+    law = getattr(kernel, "law", None)
+    if law is None or (law.gaussian and law.zero_mean):
+        return
+    if law.gaussian:
+        why = "its mean is not zero, as with a constant bias, and .nngp is the second moment around zero"
+        remedy = "let its biases start at zero"
+    else:
+        why = "a network that ends in a nonlinearity, for example, has another law, and a random tangent kernel"
+        remedy = "take the kernel of the model up to its last dense layer"
+    raise InputError(
+        f"{label} is the kernel of an output that is not a Gaussian process of mean zero, which predictions assume\n"
+        f"  why:    {why}\n"
+        f"  remedy: {remedy}; or pass any_law=True, to predict with the Gaussian process of the same kernel"
+    )
+
+
 def test_kernel(kernel: Any, name: str, get: str, m: int) -> Array:
     """The test-test kernel (m, m), or its diagonal (m,)."""
     k_tt = real(part(kernel, name, "k_test_test", get), "k_test_test")

@@ -99,7 +99,7 @@ def test_dense_formulas(x64, get, trailing, diag_reg, absolute):
     check(gaussian.variance, np.diag(covariance))
     assert gaussian.info.ok
     assert gaussian.info.jitter == 0
-    assert gaussian.info.dtype == ("float64" if x64 else "float32")
+    assert gaussian.info.dtype == "float64"
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -209,7 +209,7 @@ def test_low_precision_kernels_are_factored_in_a_higher_one(x64):
     expected, _ = dense_oracle("nngp", dd, td, tt, y, 0.1)
     np.testing.assert_allclose(gaussian.mean.astype(np.float32), expected, atol=0.1)
     assert gaussian.mean.dtype == jnp.bfloat16
-    assert gaussian.info.dtype == ("float64" if x64 else "float32")
+    assert gaussian.info.dtype == "float64"
 
 
 # Transformations.
