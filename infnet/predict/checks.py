@@ -101,15 +101,16 @@ def square(kernel: Any, label: str) -> Array:
 
 
 def require_symmetric(array: Array, label: str) -> None:
-    """Raise `InputError` where a kernel is not symmetric beyond rounding."""
+    """Raise `InputError` where a kernel, `(..., N, N)`, is not symmetric beyond rounding."""
     if is_traced(array):
         return
-    asymmetry = jnp.abs(array - array.T)
+    asymmetry = jnp.abs(array - array.mT)
     if asymmetry.max() > float(jnp.finfo(array.dtype).eps) ** 0.5 * jnp.abs(array).max():
-        i, j = np.unravel_index(int(asymmetry.argmax()), array.shape)
+        *block, i, j = (int(k) for k in np.unravel_index(int(asymmetry.argmax()), array.shape))
+        matrix = array[tuple(block)]
         raise InputError(
             f"{label} must be symmetric, the kernel of the training points with themselves; its "
-            f"entries ({i}, {j}) and ({j}, {i}) are {array[i, j]} and {array[j, i]}."
+            f"entries ({i}, {j}) and ({j}, {i}) are {matrix[i, j]} and {matrix[j, i]}."
         )
 
 
