@@ -2,5 +2,9 @@
 
 from infnet.predict.gp_inference import Predictor as Predictor
 from infnet.predict.gp_inference import gp_inference as gp_inference
+from infnet.predict.laplace_classification import Classification as Classification
+from infnet.predict.laplace_classification import LaplacePredictor as LaplacePredictor
+from infnet.predict.laplace_classification import laplace_classification as laplace_classification
+from infnet.predict.log_marginal_likelihood import log_marginal_likelihood as log_marginal_likelihood
 from infnet.predict.posterior import Gaussian as Gaussian
 from infnet.predict.posterior import Info as Info

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -55,14 +54,6 @@ class Factor:
         eigenvalues = self.eigenvalue_min, self.eigenvalue_max
         return Info(ok & self.ok, self.diag_reg, self.jitter, *eigenvalues, negative_variance, "float64")
 
-    def require_float64(self) -> None:
-        """Raise `InputError` where a factor of float64 arrays lost half of its digits on its way here."""
-        if len(self.lower) == 1 and jnp.result_type(self.lower[0]) != jnp.float64:
-            raise InputError(
-                "this predictor was made with x64 on and holds float64 arrays, which do not exist where x64 is off: "
-                "call it under jax.enable_x64(True), or make it again."
-            )
-
 
 def factorise(kernel: Array, diag_reg: Array, absolute: bool, noise: Array) -> Factor:
     """The factor of `kernel + diag_reg + diag(noise)`; `diag_reg` relative to the mean of the diagonal, or absolute."""
@@ -71,8 +62,27 @@ def factorise(kernel: Array, diag_reg: Array, absolute: bool, noise: Array) -> F
     rungs = np.array([0.0, *(10.0**e for e in range(first, last + 1))], default_dtype())
     known = [jnp.asarray(x, default_dtype()) for x in (diag_reg, absolute, noise, precision.eps)]
     parts, rest = _factorise(kernel.astype(default_dtype()), *known, rungs)
-    lower = parts if default_dtype() == jnp.float32 else (parts[0] + parts[1],)
-    return Factor(kernel, rest.pop("shift"), lower, **rest)
+    return Factor(kernel, rest.pop("shift"), kept(parts), **rest)
+
+
+def split(x: Array) -> tuple[Array, Array]:
+    """What fits into float32 and the rest; to be called in float64."""
+    upper_bits = lax.reduce_precision(x, exponent_bits=8, mantissa_bits=23)
+    return upper_bits, x - upper_bits
+
+
+def kept(parts: tuple[Array, Array]) -> tuple[Array, ...]:
+    """How an array that was `split` is kept outside of float64: as its parts, or whole where it can be."""
+    return parts if default_dtype() == jnp.float32 else (parts[0] + parts[1],)
+
+
+def require_float64(parts: tuple[Array, ...]) -> None:
+    """Raise `InputError` where an array that was `kept` lost half of its digits on its way here."""
+    if len(parts) == 1 and jnp.result_type(parts[0]) != jnp.float64:
+        raise InputError(
+            "this predictor was made with x64 on and holds float64 arrays, which do not exist where x64 is off: "
+            "call it under jax.enable_x64(True), or make it again."
+        )
 
 
 def solve(factor: Factor, b: Array) -> Array:
@@ -114,10 +124,9 @@ def _factorise(
     lower, jitter, ok = _climb(*map(lax.stop_gradient, (kernel, shift, epsilon, rungs)))
     ok &= jnp.all(jnp.isfinite(kernel)) & jnp.all(jnp.isfinite(shift))
     shift += jitter
-    smallest, largest = _extreme_eigenvalues(*map(lax.stop_gradient, (kernel, shift)), lower)
-    upper_bits = lax.reduce_precision(lower, exponent_bits=8, mantissa_bits=23)
+    smallest, largest = _extreme_eigenvalues(lax.stop_gradient(kernel), lax.stop_gradient(shift), lower)
     rest = {"shift": shift, "diag_reg": regulariser, "jitter": jitter, "ok": ok}
-    return (upper_bits, lower - upper_bits), rest | {"eigenvalue_min": smallest, "eigenvalue_max": largest}
+    return split(lower), rest | {"eigenvalue_min": smallest, "eigenvalue_max": largest}
 
 
 def _climb(kernel: Array, shift: Array, epsilon: Array, rungs: Array) -> tuple[Array, Array, Array]:

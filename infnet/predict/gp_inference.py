@@ -29,6 +29,7 @@ import jax.numpy as jnp
 
 from infnet.errors import InputError
 from infnet.float64 import in_float64
+from infnet.predict.axes import OutputAxes
 from infnet.predict.checks import (
     has,
     is_array,
@@ -38,12 +39,13 @@ from infnet.predict.checks import (
     real,
     require_finite,
     require_gaussian,
+    require_symmetric,
     square,
     strength,
     targets,
     test_kernel,
 )
-from infnet.predict.cholesky import Factor, factorise, require_factored, solve
+from infnet.predict.cholesky import Factor, factorise, require_factored, require_float64, solve
 from infnet.predict.posterior import Gaussian, Info, pytree
 
 Array = jax.Array
@@ -53,7 +55,7 @@ Get = str | Sequence[str] | None
 MODES = {"nngp": ("nngp", "nngp"), "ntk": ("ntk", "nngp"), "ntkgp": ("ntk", "ntk")}
 
 
-@pytree()
+@pytree(meta=("axes",))
 @dataclass(frozen=True)
 class Predictor:
     """The training set, digested: call it with test kernels. A pytree, to be saved or passed to `jit`.
@@ -74,6 +76,7 @@ class Predictor:
 
     factors: dict[str, Factor]
     y_train: Array
+    axes: OutputAxes
 
     def __call__(self, get: Get = None, k_test_train: Any = None, k_test_test: Any = None) -> Any:
         """The predictive distribution of the test set.
@@ -82,11 +85,11 @@ class Predictor:
           get: "nngp", "ntk" or "ntkgp" gives a `Gaussian`; a tuple of them gives a namedtuple of
             Gaussians in that order; None stands for all of "nngp" and "ntk" that the training kernel
             contains (for a bare array: one Gaussian).
-          k_test_train: (m, n) kernel between test and training points: an array, or anything with
+          k_test_train: (m, n, …) kernel between test and training points: an array, or anything with
             attributes `.nngp` and `.ntk`. None predicts the training set without regularisation,
             which is N(y_train, 0); for smoothed predictions on it pass `k_train_train`.
-          k_test_test: the test points' own kernel, for the covariance: the (m, m) matrix, or only
-            its diagonal (m,) for the variance without m² memory. For "ntk", which needs the NNGP at
+          k_test_test: the test points' own kernel, for the covariance: (m, m, …), or only the kernel of
+            each with itself, (m, …), for the variance without m² memory. For "ntk", which needs the NNGP at
             initialisation, this is `.nngp` (a bare array is taken for it), and both other kernels
             must contain both. With `k_test_train=None` any value but None asks for the (zero)
             covariance.
@@ -104,30 +107,33 @@ class Predictor:
             raise InputError(f'get must be "nngp", "ntk", "ntkgp" or a tuple of these; got {get!r}.')
         solved, initial = MODES[get]
         factor = lookup(self.factors, solved, get)
-        factor.require_float64()
+        require_float64(factor.lower)
         if k_test_train is None:
             return self._on_training_set(factor, k_test_test is not None)
         k_td = self._cross_kernel(k_test_train, solved, get)
-        mean = _mean(factor, k_td, self.y_train).astype(self.y_train.dtype)
+        columns = _mean(factor, k_td, self.axes.columns(self.y_train)[0])
+        mean = self.axes.outputs(columns[None]).astype(self.y_train.dtype)
         if k_test_test is None:
             info = self._info(factor, jnp.zeros_like(factor.jitter), k_test_train=k_td)
-            return Gaussian(mean, None, None, info)
+            return Gaussian(mean, None, None, info, self.axes)
         cross, k_dd = k_td, None
         if initial != solved:
             cross = self._cross_kernel(k_test_train, initial, get, need_both=True)
             k_dd = lookup(self.factors, initial, get, need_both=True).kernel
-        k_tt = test_kernel(k_test_test, initial, get, len(k_td))
+        k_tt = test_kernel(k_test_test, initial, get, self.axes, len(mean))
         covariance, variance, negative = _covariance(factor, k_td, cross, k_dd, k_tt)
         tested = {"k_test_train": k_td, "k_test_train (at initialisation)": cross}
         info = self._info(factor, negative, **tested, k_test_test=k_tt)
-        return Gaussian(mean, covariance, variance, info)
+        if covariance is not None:
+            covariance = self.axes.kernel(covariance[None])
+        return Gaussian(mean, covariance, self.axes.variances(variance[None]), info, self.axes)
 
     def _on_training_set(self, factor: Factor, with_covariance: bool) -> Gaussian:
         n, dtype = len(self.y_train), self.y_train.dtype
-        covariance = jnp.zeros((n, n), dtype) if with_covariance else None
-        variance = jnp.zeros(n, dtype) if with_covariance else None
+        covariance = jnp.zeros(self.axes.kernel_shape(n, n), dtype) if with_covariance else None
+        variance = jnp.zeros(self.axes.of_variances.shape(n), dtype) if with_covariance else None
         info = self._info(factor, jnp.zeros_like(factor.jitter))
-        return Gaussian(self.y_train, covariance, variance, info)
+        return Gaussian(self.y_train, covariance, variance, info, self.axes)
 
     def _info(self, factor: Factor, negative_variance: Array, **arrays: Array) -> Info:
         """Raises on concrete test kernels that are not finite; on traced ones, `ok` says so."""
@@ -140,12 +146,12 @@ class Predictor:
     def _cross_kernel(self, kernel: Any, name: str, get: str, need_both: bool = False) -> Array:
         k_td = real(part(kernel, name, "k_test_train", get, need_both), "k_test_train")
         n = len(self.y_train)
-        if k_td.ndim != 2 or k_td.shape[1] != n:
+        if k_td.ndim < 2 or k_td.shape[1] != n:
             raise InputError(
-                f"k_test_train must have shape (m, n): one row for each of the m test points and one "
+                f"k_test_train must have shape (m, n, …): one row for each of the m test points and one "
                 f"column for each of the n = {n} training points; got {k_td.shape}."
             )
-        return k_td
+        return self.axes.matrix(k_td, "k_test_train")[0]
 
 
 @functools.cache
@@ -229,16 +235,17 @@ def gp_inference(
     True
 
     Args:
-      k_train_train: (n, n) kernel of the training points: an array, or anything with attributes `.nngp`
-        and `.ntk` (either may be None).
-      y_train: (n, …) targets; trailing axes are independent outputs that share the kernel.
+      k_train_train: (n, n, …) kernel of the training points: an array, or anything with attributes `.nngp`
+        and `.ntk` (either may be None). It has every axis of the targets that is not in `trace_axes` twice,
+        in natural order: (n, n, o, o', p, p', …).
+      y_train: (n, …) targets.
       diag_reg: strength of the regularisation, a non-negative scalar.
       diag_reg_absolute_scale: whether `diag_reg` is in the units of the kernel, or relative to the mean
         of its diagonal.
-      trace_axes: axes of the outputs that the kernels lack. Kernels are (n, n) here: (-1,), or () for
-        targets without trailing axes.
-      noise: variance of the noise of the targets, (n,) or a scalar, in their own units: added to the
-        diagonal as it is.
+      trace_axes: axes of the targets that the kernels lack: outputs along them are independent, and share
+        the kernel. The posterior is that of all others jointly.
+      noise: variance of the noise of the targets, in their own units: a scalar, (n,), or one for each row of
+        the kernel, of the shape of the targets without `trace_axes`. It is added to the diagonal as it is.
       any_law: whether to accept a `Kernel` which says that its output is not a Gaussian process of mean
         zero, such as that of a network that ends in a nonlinearity.
 
@@ -255,14 +262,16 @@ def gp_inference(
             f"{type(k_train_train).__name__}."
         )
     label = {name: "k_train_train" if bare else f"k_train_train.{name}" for name in names}
-    kernels = {name: square(k_train_train if bare else getattr(k_train_train, name), label[name]) for name in names}
+    arrays = {name: square(k_train_train if bare else getattr(k_train_train, name), label[name]) for name in names}
     if not any_law:
         require_gaussian(k_train_train, "k_train_train")
-    dtype = jnp.result_type(*kernels.values())
-    y = targets(y_train, len(kernels[names[0]]), dtype, trace_axes)
-    regulariser, variances = strength(diag_reg), noise_variances(noise, len(y))
+    y = targets(y_train, len(arrays[names[0]]), jnp.result_type(*arrays.values()))
+    axes = OutputAxes.read(y.shape, trace_axes)
+    regulariser, variances = strength(diag_reg), noise_variances(noise, axes, len(y))
     factors = {}
-    for name, kernel in kernels.items():
+    for name, array in arrays.items():
+        (kernel,) = axes.matrix(array, label[name])
+        require_symmetric(kernel, label[name])
         factors[name] = factorise(kernel, regulariser, bool(diag_reg_absolute_scale), variances)
         require_factored(factors[name], label[name])
-    return Predictor(factors, y)
+    return Predictor(factors, y, axes)
