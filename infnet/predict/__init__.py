@@ -4,6 +4,10 @@ from infnet.predict.gp_inference import Predictor as Predictor
 from infnet.predict.gp_inference import gp_inference as gp_inference
 from infnet.predict.gradient_descent_mse import MseTraining as MseTraining
 from infnet.predict.gradient_descent_mse import gradient_descent_mse as gradient_descent_mse
+from infnet.predict.laplace_classification import Classification as Classification
+from infnet.predict.laplace_classification import LaplacePredictor as LaplacePredictor
+from infnet.predict.laplace_classification import laplace_classification as laplace_classification
 from infnet.predict.learning_rate import max_learning_rate as max_learning_rate
+from infnet.predict.log_marginal_likelihood import log_marginal_likelihood as log_marginal_likelihood
 from infnet.predict.posterior import Gaussian as Gaussian
 from infnet.predict.posterior import Info as Info
