@@ -1,5 +1,7 @@
 """Predictions from kernels: the outputs of infinitely wide networks on new data, and their training."""
 
+from infnet.predict.ensemble import Ensemble as Ensemble
+from infnet.predict.ensemble import gradient_descent_mse_ensemble as gradient_descent_mse_ensemble
 from infnet.predict.gp_inference import Predictor as Predictor
 from infnet.predict.gp_inference import gp_inference as gp_inference
 from infnet.predict.gradient_descent_mse import MseTraining as MseTraining

@@ -44,6 +44,10 @@ class Spectrum:
         """V diag(factors) Vᵀ applied to columns `(d, N, t)`, for factors `(..., d, N)`."""
         return self.vectors @ (factors[..., None] * (self.vectors.mT @ columns))
 
+    def matrix(self, factors: Array) -> Array:
+        """V diag(factors) Vᵀ, `(..., d, N, N)`, for factors `(..., d, N)`."""
+        return (self.vectors * factors[..., None, :]) @ self.vectors.mT
+
     def info(self, ok: Array, negative_variance: Array) -> Info:
         """The report on a prediction made from inputs that are `ok`."""
         jitter = jnp.zeros((), self.dtype)
