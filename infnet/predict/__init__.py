@@ -4,6 +4,9 @@ from infnet.predict.ensemble import Ensemble as Ensemble
 from infnet.predict.ensemble import gradient_descent_mse_ensemble as gradient_descent_mse_ensemble
 from infnet.predict.gp_inference import Predictor as Predictor
 from infnet.predict.gp_inference import gp_inference as gp_inference
+from infnet.predict.gradient_descent import LossTraining as LossTraining
+from infnet.predict.gradient_descent import ODEState as ODEState
+from infnet.predict.gradient_descent import gradient_descent as gradient_descent
 from infnet.predict.gradient_descent_mse import MseTraining as MseTraining
 from infnet.predict.gradient_descent_mse import gradient_descent_mse as gradient_descent_mse
 from infnet.predict.laplace_classification import Classification as Classification

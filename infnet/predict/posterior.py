@@ -74,9 +74,11 @@ class Gaussian:
             )
         axes = self.axes or OutputAxes.read(self.mean.shape, range(1, self.mean.ndim))
         if self.mean.ndim > 1 + len(axes.sizes):
-            keys, of_times = jax.random.split(key, len(self.mean)), (self.mean, self.covariance, self.variance)
-            draw = jax.vmap(lambda key, *arrays: Gaussian(*arrays, self.info, axes).sample(key, n), out_axes=1)
-            return draw(keys, *of_times)
+
+            def draw(key: Array, mean: Array, covariance: Array) -> Array:
+                return Gaussian(mean, covariance, None, self.info, axes).sample(key, n)
+
+            return jax.vmap(draw, out_axes=1)(jax.random.split(key, len(self.mean)), self.mean, self.covariance)
         matrix = axes.matrix(self.covariance, "the covariance")
         eigenvalues, vectors = jnp.linalg.eigh(matrix)
         root = vectors * jnp.sqrt(jnp.maximum(eigenvalues, 0))[:, None, :]

@@ -90,11 +90,11 @@ def times(t: Any) -> Array:
     return array
 
 
-def step_counts(steps: Any) -> Array:
-    """Numbers of steps of training, of any shape."""
-    array = jnp.asarray(steps)
+def step_counts(steps: Any) -> Array | np.ndarray:
+    """Numbers of steps of training, of any shape; what is not of JAX stays so, and known under `jit`."""
+    array = steps if isinstance(steps, jax.Array) else np.asarray(steps)
     integers = jnp.issubdtype(array.dtype, jnp.integer)
-    if not integers or (not is_traced(array) and bool(jnp.any(array < 0))):
+    if not integers or (not is_traced(array) and bool((array < 0).any())):
         raise InputError(f"steps must be numbers of steps, integers 0, 1, 2, ...; got {steps!r}.")
     return array
 
