@@ -87,3 +87,16 @@ def test_a_haiku_pipeline_follows_its_kernel(tmp_path):
     for losses in results.losses.values():
         assert np.all(np.diff(losses) < 1e-6)
     assert_is_a_picture(picture)
+
+
+def test_training_with_optax_follows_its_prediction(tmp_path):
+    module, results, picture = run("train_with_optax", tmp_path)
+    assert results.trained.keys() == results.predicted.keys() == module.RULES.keys()
+    for name, trained in results.trained.items():
+        predicted = results.predicted[name]
+        np.testing.assert_allclose(predicted.train[0], trained.train[0], atol=1e-5)
+        moved = np.square(trained.test[-1] - trained.test[0]).mean() ** 0.5
+        distance = np.square(trained.test - predicted.test).mean((1, 2)) ** 0.5
+        assert distance.max() < 0.4 * moved  # of width 256
+        assert np.abs(np.log(results.losses(trained)[1] / results.losses(predicted)[1])).max() < 0.3
+    assert_is_a_picture(picture)
