@@ -97,6 +97,7 @@ def test_training_with_optax_follows_its_prediction(tmp_path):
         np.testing.assert_allclose(predicted.train[0], trained.train[0], atol=1e-5)
         moved = np.square(trained.test[-1] - trained.test[0]).mean() ** 0.5
         distance = np.square(trained.test - predicted.test).mean((1, 2)) ** 0.5
-        assert distance.max() < 0.4 * moved  # of width 256
-        assert np.abs(np.log(results.losses(trained)[1] / results.losses(predicted)[1])).max() < 0.3
+        # of width 256, which follows less closely where momentum overshoots
+        assert distance.max() < (0.7 if name.startswith("momentum") else 0.3) * moved
+        assert distance[-1] < 0.35 * moved
     assert_is_a_picture(picture)
