@@ -123,7 +123,7 @@ class LaplacePredictor:
         k_td, n = real(part(k_test_train, get, "k_test_train", get), "k_test_train"), len(self.weights)
         if k_td.ndim != 2 or k_td.shape[1] != n:
             raise InputError(
-                f"k_test_train must have shape (m, n), where n = {n} is the number of training points; got {k_td.shape}."
+                f"k_test_train must have shape (m, n), with n = {n}, the number of training points; got {k_td.shape}."
             )
         k_tt = test_kernel(k_test_test, get, get, NO_AXES, len(k_td))
         require_finite(k_td, "k_test_train")
@@ -182,15 +182,15 @@ def laplace_classification(
     if not is_traced(predictor.ok) and not predictor.ok:
         raise NumericalError(
             f"Newton's method did not find the mode of the posterior: after {int(predictor.iterations)} iterations the "
-            f"gradient is {float(predictor.gradient):.2g}, above tol={tol:g}. A kernel with large negative eigenvalues, or "
-            "of very large scale (then divide it), may be the cause; otherwise raise max_iterations or tol."
+            f"gradient is {float(predictor.gradient):.2g}, above tol={tol:g}. The cause may be a kernel with large "
+            "negative eigenvalues, or of very large scale (then divide it); otherwise raise max_iterations or tol."
         )
     return predictor
 
 
 def _one_hot(labels: Any, n: int, n_classes: int | None) -> Array:
     """The labels, checked, as (n, C)."""
-    array = jnp.asarray(labels)
+    array = labels if is_traced(labels) else np.asarray(labels)
     if not jnp.issubdtype(array.dtype, jnp.integer) or array.shape != (n,):
         raise InputError(
             f"labels must be integers from 0, of shape ({n},), one for each training point in k_train_train; got dtype "
