@@ -1,5 +1,7 @@
 """Predictions from kernels: the outputs of infinitely wide networks on new data."""
 
+from infnet.predict.estimators import Classifier as Classifier
+from infnet.predict.estimators import Regressor as Regressor
 from infnet.predict.gp_inference import Predictor as Predictor
 from infnet.predict.gp_inference import gp_inference as gp_inference
 from infnet.predict.laplace_classification import Classification as Classification

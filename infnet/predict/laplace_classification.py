@@ -190,7 +190,7 @@ def laplace_classification(
 
 def _one_hot(labels: Any, n: int, n_classes: int | None) -> Array:
     """The labels, checked, as (n, C)."""
-    array = labels if is_traced(labels) else np.asarray(labels)
+    array: Any = labels if is_traced(labels) else np.asarray(labels)
     if not jnp.issubdtype(array.dtype, jnp.integer) or array.shape != (n,):
         raise InputError(
             f"labels must be integers from 0, of shape ({n},), one for each training point in k_train_train; got dtype "
