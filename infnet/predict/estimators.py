@@ -113,6 +113,8 @@ class Classifier(_Estimator):
         if not self.any_law:
             require_gaussian(self.kernel_fn, "kernel_fn")
         self.classes_, labels = np.unique(y, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise InputError(f"y must hold two classes or more; got {self.classes_}.")
         kernel = self.kernel_fn(X, None, (self.get,))
         fitted = laplace_classification(kernel, labels, get=self.get, any_law=self.any_law)
         self.predictor_: LaplacePredictor = fitted
@@ -128,5 +130,5 @@ class Classifier(_Estimator):
 
     def predict(self, X: Any) -> np.ndarray:
         """The most probable class at m test inputs, (m,)."""
-        probabilities = self.predict_proba(X)
-        return self.classes_[probabilities[:, : len(self.classes_)].argmax(1)]
+        best = self.predict_proba(X).argmax(1)
+        return self.classes_[best]

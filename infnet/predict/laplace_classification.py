@@ -11,6 +11,9 @@ With π the probabilities at the mode, D_c = diag(π_c), B_c = I + √D_c K √D
 
 by the determinant lemma, since Σ_c D_c = I. (Algorithm 3.3 as printed lacks the second term.) No kernel matrix is
 inverted: singular kernels need no jitter. As everywhere in `infnet.predict`, this is done in float64.
+
+Where the latent functions may be large a priori (standard deviations beyond about 5), the posterior is skewed, its mode
+nearer to zero than its mean, and the probabilities of this approximation are too cautious (Nickisch & Rasmussen 2008).
 """
 
 from __future__ import annotations
