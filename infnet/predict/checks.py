@@ -24,7 +24,7 @@ def has(kernel: Any, name: str) -> bool:
     return getattr(kernel, name, None) is not None
 
 
-def is_traced(*arrays: Array) -> bool:
+def is_traced(*arrays: Any) -> bool:
     """Whether any of the arrays is abstract, so that its values cannot be checked."""
     return any(isinstance(a, jax.core.Tracer) for a in arrays)
 

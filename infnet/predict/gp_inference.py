@@ -100,7 +100,7 @@ class Predictor:
             return self._gaussian(get, k_test_train, k_test_test)
         names = tuple(self.factors if get is None else get)
         gaussians = [self._gaussian(name, k_test_train, k_test_test) for name in names]
-        return _named(names)(*gaussians)
+        return named_gaussians(names)(*gaussians)
 
     def _gaussian(self, get: str, k_test_train: Any, k_test_test: Any) -> Gaussian:
         if get not in MODES:
@@ -155,7 +155,7 @@ class Predictor:
 
 
 @functools.cache
-def _named(names: tuple[str, ...]) -> Callable[..., Any]:
+def named_gaussians(names: tuple[str, ...]) -> Callable[..., Any]:
     """The namedtuple class of a `get`: one class each, so that results have equal tree structures."""
     return namedtuple("Gaussians", names)
 

@@ -66,13 +66,19 @@ class Gaussian:
     """What the axes of the outputs are in the kernel; None where it has none of them."""
 
     def sample(self, key: Array, n: int = 1) -> Array:
-        """`n` joint draws, (n, m, …)."""
+        """`n` joint draws, (n, m, …); of each of several times of training, if it is of such, by itself."""
         if self.covariance is None:
             raise InputError(
                 "sampling needs the covariance between test points: pass the full (m, m) matrix as "
                 "k_test_test to the prediction function."
             )
         axes = self.axes or OutputAxes.read(self.mean.shape, range(1, self.mean.ndim))
+        if self.mean.ndim > 1 + len(axes.sizes):
+
+            def draw(key: Array, mean: Array, covariance: Array) -> Array:
+                return Gaussian(mean, covariance, None, self.info, axes).sample(key, n)
+
+            return jax.vmap(draw, out_axes=1)(jax.random.split(key, len(self.mean)), self.mean, self.covariance)
         matrix = axes.matrix(self.covariance, "the covariance")
         eigenvalues, vectors = jnp.linalg.eigh(matrix)
         root = vectors * jnp.sqrt(jnp.maximum(eigenvalues, 0))[:, None, :]
