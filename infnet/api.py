@@ -264,6 +264,10 @@ class KernelFn:
         kernel._weights = replace(self._weights, std=stds)
         return kernel
 
+    def __deepcopy__(self, memo: Any) -> KernelFn:
+        """Itself, as of any function: scikit-learn copies the arguments of its estimators."""
+        return self
+
     def __repr__(self) -> str:
         shapes = ", ".join(str(("n", *x.shape)).replace("'", "") for x in jax.tree.leaves(self._model.inputs.example))
         return (

@@ -101,3 +101,13 @@ def test_training_with_optax_follows_its_prediction(tmp_path):
         assert distance.max() < (0.7 if name.startswith("momentum") else 0.3) * moved
         assert distance[-1] < 0.35 * moved
     assert_is_a_picture(picture)
+
+
+def test_tuned_priors_make_test_data_more_likely(tmp_path):
+    _, results, picture = run("tune_hyperparameters", tmp_path)
+    assert results.train[-1] > results.train[0] + 0.5
+    assert results.test[-1] > results.test[0] + 0.5
+    assert len(results.stds) == 7
+    mean, deviation = results.predictions["after"]
+    assert 0.7 < np.std((results.truth - mean) / deviation) < 1.3
+    assert_is_a_picture(picture)

@@ -11,6 +11,9 @@ With π the probabilities at the mode, D_c = diag(π_c), B_c = I + √D_c K √D
 
 by the determinant lemma, since Σ_c D_c = I. (Algorithm 3.3 as printed lacks the second term.) No kernel matrix is
 inverted: singular kernels need no jitter. As everywhere in `infnet.predict`, this is done in float64.
+
+Where the latent functions may be large a priori (standard deviations beyond about 5), the posterior is skewed, its mode
+nearer to zero than its mean, and the probabilities of this approximation are too cautious (Nickisch & Rasmussen 2008).
 """
 
 from __future__ import annotations
@@ -123,7 +126,7 @@ class LaplacePredictor:
         k_td, n = real(part(k_test_train, get, "k_test_train", get), "k_test_train"), len(self.weights)
         if k_td.ndim != 2 or k_td.shape[1] != n:
             raise InputError(
-                f"k_test_train must have shape (m, n), where n = {n} is the number of training points; got {k_td.shape}."
+                f"k_test_train must have shape (m, n), with n = {n}, the number of training points; got {k_td.shape}."
             )
         k_tt = test_kernel(k_test_test, get, get, NO_AXES, len(k_td))
         require_finite(k_td, "k_test_train")
@@ -182,15 +185,15 @@ def laplace_classification(
     if not is_traced(predictor.ok) and not predictor.ok:
         raise NumericalError(
             f"Newton's method did not find the mode of the posterior: after {int(predictor.iterations)} iterations the "
-            f"gradient is {float(predictor.gradient):.2g}, above tol={tol:g}. A kernel with large negative eigenvalues, or "
-            "of very large scale (then divide it), may be the cause; otherwise raise max_iterations or tol."
+            f"gradient is {float(predictor.gradient):.2g}, above tol={tol:g}. The cause may be a kernel with large "
+            "negative eigenvalues, or of very large scale (then divide it); otherwise raise max_iterations or tol."
         )
     return predictor
 
 
 def _one_hot(labels: Any, n: int, n_classes: int | None) -> Array:
     """The labels, checked, as (n, C)."""
-    array = jnp.asarray(labels)
+    array: Any = labels if is_traced(labels) else np.asarray(labels)
     if not jnp.issubdtype(array.dtype, jnp.integer) or array.shape != (n,):
         raise InputError(
             f"labels must be integers from 0, of shape ({n},), one for each training point in k_train_train; got dtype "
