@@ -93,7 +93,7 @@ def require_asked(fx_train_0: Any, fx_test_0: Any, k_test_train: Any) -> None:
 def times(t: Any) -> Array:
     """Times since the beginning of training, of any shape; infinity is allowed."""
     array = real(t, "t")
-    if not is_traced(array) and not bool(jnp.all(array >= 0)):
+    if not array.size or (not is_traced(array) and not bool(jnp.all(array >= 0))):
         raise InputError(f"t must be times of training, 0 or more; got {t!r}.")
     return array
 
@@ -101,9 +101,9 @@ def times(t: Any) -> Array:
 def step_counts(steps: Any) -> Array | np.ndarray:
     """Numbers of steps of training, of any shape; what is not of JAX stays so, and known under `jit`."""
     array = steps if isinstance(steps, jax.Array) else np.asarray(steps)
-    integers = jnp.issubdtype(array.dtype, jnp.integer)
-    if not integers or (not is_traced(array) and bool((array < 0).any())):
-        raise InputError(f"steps must be numbers of steps, integers 0, 1, 2, ...; got {steps!r}.")
+    largest, integers = jnp.iinfo(jnp.result_type(int)).max, jnp.issubdtype(array.dtype, jnp.integer)
+    if not integers or not array.size or (not is_traced(array) and bool(((array < 0) | (array > largest)).any())):
+        raise InputError(f"steps must be numbers of steps, integers 0, 1, 2, ... {largest}; got {steps!r}.")
     return array
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import namedtuple
 from decimal import Decimal, getcontext
 from pathlib import Path
@@ -218,17 +219,17 @@ def test_jit_vmap_and_grad():
 
     expected = outputs(dd, td, y, 0.1)
     np.testing.assert_allclose(jax.jit(outputs)(dd, td, y, 0.1), expected, rtol=1e-9)
-    mapped = jax.vmap(outputs)(np.stack([dd, 2 * dd]), np.stack([td, 2 * td]), np.stack([y, y]), np.full(2, 0.1))
-    np.testing.assert_allclose(mapped[0], expected, rtol=1e-9)
+    stacked = (np.stack([dd, 2 * dd]), np.stack([td, 2 * td]), np.stack([y, y]), np.full(2, 0.1))
+    np.testing.assert_allclose(jax.jit(jax.vmap(outputs))(*stacked)[0], expected, rtol=1e-9)
 
     @jax.jit
+    @functools.partial(jax.value_and_grad, argnums=(0, 1))
     def scalar(scale, rate):
         return jnp.sum(outputs(scale * dd, scale * td, y, rate) ** 2)
 
-    slopes = jax.jit(jax.grad(scalar, (0, 1)))(1.0, 0.1)
-    for i, slope in enumerate(slopes):
+    for i, slope in enumerate(scalar(1.0, 0.1)[1]):
         step = np.eye(2)[i] * 1e-6
-        ends = [scalar(*(np.array([1.0, 0.1]) + sign * step)) for sign in (1, -1)]
+        ends = [scalar(*(np.array([1.0, 0.1]) + sign * step))[0] for sign in (1, -1)]
         np.testing.assert_allclose(slope, (ends[0] - ends[1]) / 2e-6, rtol=1e-6)
     digested = predict.gradient_descent_mse(dd, y)
     np.testing.assert_allclose(jax.jit(lambda fn, t: fn(t))(digested, times), digested(times))
@@ -285,6 +286,9 @@ def test_bad_arguments(arguments, options, message):
         ({"t": -1.0}, "t must be"),
         ({"steps": 1.5}, "integers"),
         ({"steps": -1}, "integers"),
+        ({"steps": []}, "integers"),
+        ({"steps": np.uint64(2**63)}, "integers 0, 1, 2"),
+        ({"t": []}, "t must be"),
         ({"t": 1.0, "steps": 1}, "not both"),
         ({"fx_train_0": None}, "nothing is predicted"),
         ({"fx_test_0": 0.0}, "need its kernel"),
