@@ -12,6 +12,7 @@ import infnet
 from infnet import Prior, predict
 from infnet.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("unoptimised")
 X = np.random.RandomState(0).standard_normal((24, 3)).astype(np.float32)
 Y = np.sin(X[:, 0]) + X[:, 1]
 LABELS = np.where(X[:, 0] > 0.4, "right", np.where(X[:, 0] > -0.4, "middle", "left"))
@@ -96,4 +97,4 @@ def test_refusals():
     for estimator, y in ((predict.Regressor, Y), (predict.Classifier, LABELS)):
         with pytest.raises(InputError, match="kernel_fn is the kernel of an output that is not a Gaussian process"):
             estimator(activations).fit(X, y)
-        assert estimator(activations, any_law=True).fit(X, y).predict(X).shape == (24,)
+    assert predict.Regressor(activations, any_law=True).fit(X, Y).predict(X).shape == (24,)
