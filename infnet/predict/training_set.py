@@ -25,6 +25,14 @@ def ntk_of(kernel: Any, label: str) -> Array:
             f"follows; got {type(kernel).__name__} without it. Networks of which only the last layer is trained follow "
             f"their NNGP: pass that as an array."
         )
+    law = getattr(kernel, "law", None)
+    if law is not None and not law.gaussian:
+        raise InputError(
+            f"{label} is the kernel of an output that is not Gaussian, such as that of a network that ends in a "
+            "nonlinearity: its tangent kernel is random and changes in training, which therefore does not follow it. "
+            "Take the kernel of the model up to its last dense layer, and let the loss hold the rest; or pass the "
+            "array .ntk, to follow it all the same."
+        )
     return real(kernel.ntk, f"{label}.ntk")
 
 

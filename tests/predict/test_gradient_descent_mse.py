@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections import namedtuple
 from decimal import Decimal, getcontext
 from pathlib import Path
@@ -24,7 +23,7 @@ REGULARISERS = {"none": (0.0, False), "relative": (0.1, False), "absolute": (0.1
 
 
 @pytest.fixture(autouse=True)
-def double():
+def double(unoptimised):
     with jax.enable_x64(True):
         yield
 
@@ -35,6 +34,11 @@ def problem(n=5, m=3, rank=None, shape=(2,)):
     features = random.standard_normal((n + m, rank or 3 * n))
     kernel = features @ features.T
     return kernel[:n, :n], kernel[n:, :n], random.standard_normal((n, *shape))
+
+
+def of_channels(n, law=None):
+    """A `Kernel` of five channels."""
+    return infnet.Kernel(np.eye(n), np.eye(n), np.ones(n), np.ones(n), 0.0, 5, "as_model", law=law)
 
 
 # Against Neural Tangents.
@@ -188,11 +192,10 @@ def test_max_learning_rate_is_where_steps_begin_to_diverge(momentum, nesterov):
 
 def test_max_learning_rate_of_kernels():
     eye = np.eye(3)
-    of_five_channels = infnet.Kernel(eye, eye, np.ones(3), np.ones(3), 0.0, 5, "as_model")
     assert np.isclose(predict.max_learning_rate(eye[:, :, None, None] * np.eye(2)), 12)
     assert np.isclose(predict.max_learning_rate(Kernel(None, eye), 6), 12)
     assert np.isclose(predict.max_learning_rate(eye), 6)
-    assert np.isclose(predict.max_learning_rate(of_five_channels), 30)
+    assert np.isclose(predict.max_learning_rate(of_channels(3)), 30)
     for bad in (np.ones((3, 3, 2)), np.ones((3, 2)), np.ones(3)):
         with pytest.raises(InputError, match=r"every axis of the outputs twice|points of y_train"):
             predict.max_learning_rate(bad)
@@ -205,29 +208,30 @@ def test_max_learning_rate_of_kernels():
 
 def test_jit_vmap_and_grad():
     dd, td, y = problem()
-    t = np.array([1.0, 10.0])
+    times, steps = np.array([1.0, 10.0]), np.array([1, 30])
 
-    def outputs(dd, td, y, rate, momentum=None, **when):
-        return predict.gradient_descent_mse(dd, y, rate, momentum=momentum)(fx_test_0=0.0, k_test_train=td, **when)
+    def outputs(dd, td, y, rate):
+        """Of the test set, by flow and with momentum."""
+        test = (None, 0.0, td)
+        flow = predict.gradient_descent_mse(dd, y, rate)(times, *test)
+        return jnp.stack([flow, predict.gradient_descent_mse(dd, y, rate, momentum=0.5)(None, *test, steps=steps)])
 
-    flow, steps = functools.partial(outputs, t=t), functools.partial(outputs, momentum=0.5, steps=np.array([1, 30]))
-    for fn in (flow, steps):
-        expected = fn(dd, td, y, 0.1)
-        jax.tree.map(np.testing.assert_allclose, jax.jit(fn)(dd, td, y, 0.1), expected)
-        stacked = (np.stack([dd, 2 * dd]), np.stack([td, 2 * td]), np.stack([y, y]), np.full(2, 0.1))
-        mapped = jax.vmap(fn)(*stacked)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a[0], b, rtol=1e-9), mapped, expected)
+    expected = outputs(dd, td, y, 0.1)
+    np.testing.assert_allclose(jax.jit(outputs)(dd, td, y, 0.1), expected, rtol=1e-9)
+    mapped = jax.vmap(outputs)(np.stack([dd, 2 * dd]), np.stack([td, 2 * td]), np.stack([y, y]), np.full(2, 0.1))
+    np.testing.assert_allclose(mapped[0], expected, rtol=1e-9)
 
-        def scalar(scale, rate, fn=fn):
-            return jnp.sum(fn(scale * dd, scale * td, y, rate)[1] ** 2)
+    @jax.jit
+    def scalar(scale, rate):
+        return jnp.sum(outputs(scale * dd, scale * td, y, rate) ** 2)
 
-        slopes = jax.grad(scalar, (0, 1))(1.0, 0.1)
-        for i, slope in enumerate(slopes):
-            step = np.eye(2)[i] * 1e-6
-            ends = [scalar(*(np.array([1.0, 0.1]) + sign * step)) for sign in (1, -1)]
-            np.testing.assert_allclose(slope, (ends[0] - ends[1]) / 2e-6, rtol=1e-6)
+    slopes = jax.jit(jax.grad(scalar, (0, 1)))(1.0, 0.1)
+    for i, slope in enumerate(slopes):
+        step = np.eye(2)[i] * 1e-6
+        ends = [scalar(*(np.array([1.0, 0.1]) + sign * step)) for sign in (1, -1)]
+        np.testing.assert_allclose(slope, (ends[0] - ends[1]) / 2e-6, rtol=1e-6)
     digested = predict.gradient_descent_mse(dd, y)
-    np.testing.assert_allclose(jax.jit(lambda fn, t: fn(t))(digested, t), digested(t))
+    np.testing.assert_allclose(jax.jit(lambda fn, t: fn(t))(digested, times), digested(times))
 
 
 # Arguments.
@@ -259,6 +263,7 @@ def spoiled(array, *index):
         ({"k": np.eye(5)[:, :, None, None] * np.eye(2)}, {}, r"trace_axes=\(\) would fit"),
         ({"k": np.eye(5) + 0.1 * np.eye(5, k=1)}, {}, "symmetric"),
         ({"k": Kernel(np.eye(5), None)}, {}, r"attribute \.ntk.*NNGP"),
+        ({"k": of_channels(5, infnet.kernel.Law(False, True, True))}, {}, "up to its last dense layer"),
         ({"y": np.ones(())}, {}, "n >= 1"),
         ({"y": np.ones((5, 0))}, {}, "n >= 1"),
         ({}, {"learning_rate": 0.0}, "learning_rate must be"),
