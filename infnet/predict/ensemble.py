@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from infnet.errors import InputError
 from infnet.predict.axes import OutputAxes
-from infnet.predict.checks import is_traced, real, strength
+from infnet.predict.checks import is_traced, real, require_gaussian, strength
 from infnet.predict.gp_inference import named_gaussians
 from infnet.predict.gradient_descent_mse import Rule
 from infnet.predict.posterior import Gaussian
@@ -44,6 +44,7 @@ def gradient_descent_mse_ensemble(
     diagonal_axes: int | Sequence[int] = (),
     momentum: Any = None,
     nesterov: bool = False,
+    any_law: bool = False,
     **kernel_fn_kwargs: Any,
 ) -> Ensemble:
     """Predicts the mean and the covariance of an ensemble of networks that train on the mean squared error.
@@ -87,6 +88,7 @@ def gradient_descent_mse_ensemble(
         learning_rate, momentum, nesterov: see `gradient_descent_mse`.
         diag_reg, diag_reg_absolute_scale: see above.
         trace_axes, diagonal_axes: axes of the targets that kernels lack, or have once; see `gradient_descent_mse`.
+        any_law: whether to accept a `KernelFn` whose output is not a Gaussian process of mean zero.
         **kernel_fn_kwargs: are passed to `kernel_fn`.
 
     Returns:
@@ -96,6 +98,8 @@ def gradient_descent_mse_ensemble(
         InputError: a shape, a dtype or an option is wrong.
         NumericalError: (outside `jit`) a number is not finite, or a kernel is not positive semidefinite.
     """
+    if not any_law:
+        require_gaussian(kernel_fn, "kernel_fn")
     y = train_targets(y_train)
     axes = OutputAxes.read(y.shape, trace_axes, diagonal_axes)
     rule = Rule.read(learning_rate, momentum, nesterov)

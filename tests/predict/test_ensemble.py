@@ -201,6 +201,15 @@ def test_under_jit_nothing_traced_is_kept():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9), variance(1.0), expected)
 
 
+def test_networks_that_end_in_a_nonlinearity_are_refused():
+    prior = {"w": infnet.Prior(0.0, 1.0, shape=(2, 8), dtype=jnp.zeros(()).dtype)}
+    x, y = np.eye(2), np.ones((2, 8))
+    kernel_fn = infnet.kernel_fn(lambda p, x: erf(x @ p["w"]), prior, x)
+    with pytest.raises(InputError, match=r"kernel_fn is the kernel of an output that is not.*(?s:.*)any_law=True"):
+        predict.gradient_descent_mse_ensemble(kernel_fn, x, y)
+    assert predict.gradient_descent_mse_ensemble(kernel_fn, x, y, any_law=True)(get="nngp").info.ok
+
+
 def test_bad_arguments():
     blocks, y = problem()
     fn = predict.gradient_descent_mse_ensemble(looked_up(blocks), TRAIN, y)
