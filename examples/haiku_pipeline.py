@@ -25,6 +25,7 @@ from rich.table import Table
 from sklearn.datasets import make_moons
 
 import infnet_haiku
+from infnet.predict import gradient_descent_mse, max_learning_rate
 
 NETWORK, LINEARIZED, NTK = "trained network", "linearized network", "infinite width (NTK)"
 COLORS = {NETWORK: "#0072B2", LINEARIZED: "#E69F00", NTK: "#009E73"}
@@ -85,13 +86,6 @@ def gradient_descent(
     return params, np.asarray(losses)
 
 
-def dual_weights(ntk: jax.Array, y: jax.Array, learning_rate: float, steps: int) -> jax.Array:
-    """`K^-1 (1 - (1 - rate K / n)^steps) y`: times the NTK with other points, the mean prediction after these steps."""
-    values, vectors = np.linalg.eigh(np.asarray(ntk, np.float64))
-    learned = 1 - (1 - learning_rate * values / len(values)) ** steps
-    return jnp.asarray(vectors @ (learned / values * (vectors.T @ np.asarray(y))), ntk.dtype)
-
-
 def run(width: int, steps: int, console: Console) -> Results:
     train, test = moons(120, seed=0), moons(400, seed=1)
     sides = np.linspace(-1.8, 1.8, 61, dtype=np.float32), np.linspace(-1.3, 1.3, 45, dtype=np.float32)
@@ -110,9 +104,10 @@ def run(width: int, steps: int, console: Console) -> Results:
         net = infnet_haiku.transform(network(width), apply_rng=False)  # in place of hk.transform
         x, y = map(jnp.asarray, train)
         ntk = net.kernel(x, get="ntk")
-        # The kernel also says which learning rate is stable: twice this one would be the limit.
-        learning_rate = float(len(x) / jnp.linalg.eigvalsh(ntk)[-1])
-        keep(NTK, net.kernel(everywhere, x, "ntk") @ dual_weights(ntk, y, learning_rate, steps))
+        # The kernel also says which learning rate is stable.
+        learning_rate = float(max_learning_rate(ntk)) / 2
+        predict = gradient_descent_mse(ntk, y, learning_rate)
+        keep(NTK, predict(None, None, 0.0, net.kernel(everywhere, x, "ntk"), steps=steps))
         progress.advance(task)
 
         params = net.init(jax.random.key(0), x)

@@ -221,6 +221,12 @@ class KernelFn:
         computation, model = self._computation(self._model.inputs.kind), self._model
         return explain(computation, model.paths, model.priors, self._options.precision, self._error)
 
+    @property
+    def law(self) -> PyTree:
+        """What is known of the law of the output besides its kernels, as `Kernel.law`."""
+        program = self._computation(self._model.inputs.kind).program
+        return self._tree_of([pair.law for pair in program.outputs])
+
     # Hyperparameters
 
     @property
@@ -257,6 +263,10 @@ class KernelFn:
         kernel = copy(self)
         kernel._weights = replace(self._weights, std=stds)
         return kernel
+
+    def __deepcopy__(self, memo: Any) -> KernelFn:
+        """Itself, as of any function: scikit-learn copies the arguments of its estimators."""
+        return self
 
     def __repr__(self) -> str:
         shapes = ", ".join(str(("n", *x.shape)).replace("'", "") for x in jax.tree.leaves(self._model.inputs.example))

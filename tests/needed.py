@@ -8,7 +8,9 @@ from pathlib import Path
 TESTS = Path(__file__).parent
 ADAPTERS = {"infnet_flax": "flax", "infnet_haiku": "haiku"}
 # What infnet itself depends on is always there, and so is pytest.
-OPTIONAL = frozenset({"flax", "haiku", "hypothesis", "matplotlib", "optax", "orbax", "rich", "sklearn", "cloudpickle"})
+OPTIONAL = frozenset(
+    {"diffrax", "flax", "haiku", "hypothesis", "matplotlib", "optax", "orbax", "rich", "sklearn", "cloudpickle"}
+)
 
 
 @cache

@@ -191,6 +191,36 @@ def test_dependent_examples(f):
         infnet.empirical_ntk_fn(f, vmap_axes=0)(x1, x2, params)
 
 
+@jax.custom_vjp
+def alike(x):
+    return x
+
+
+alike.defvjp(lambda x: (x, None), lambda _, g: (g / jnp.linalg.norm(g + 1e-3),))
+
+
+def scaled_backwards(params, x):
+    """The gradient depends on the size of that of the whole batch."""
+    return alike(x @ params)
+
+
+def scaled_backwards_in_a_loop(params, x):
+    return lax.scan(lambda h, _: (alike(h @ params), None), x, None, length=2)[0]
+
+
+@pytest.mark.parametrize("f", [scaled_backwards, scaled_backwards_in_a_loop])
+def test_backward_rules_may_see_the_batch(f):
+    rng = np.random.RandomState(0)
+    x1, x2, params = rng.standard_normal((4, 2)), rng.standard_normal((3, 2)), rng.standard_normal((2, 2))
+    network = finite_zoo.Network(f, params, x1, x2)
+    for way in ("auto", *WAYS[::2]):
+        assert_definition(network, dense_kernels(network, x2), implementation=way)
+    with pytest.raises(BatchAxisError, match="backward rule of its own"):
+        infnet.empirical_ntk_fn(f, vmap_axes=0)(x1, x2, params)
+    with pytest.raises(InputError, match="forward derivatives"):
+        infnet.empirical_ntk_fn(f, implementation="ntk_vector_products")(x1, x2, params)
+
+
 def another_for_one(params, x):
     return (jnp.sin if len(x) == 1 else jnp.cos)(x @ params)
 

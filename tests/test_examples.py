@@ -116,3 +116,27 @@ def test_alignment_with_classes(monkeypatch):
     centred = (kernel := features @ features.T) - kernel.mean(0) - kernel.mean(1)[:, None] + kernel.mean()
     target = same - 1 / 3  # has no mean in any row
     assert np.isclose(alignment(kernel, labels), np.corrcoef(centred.ravel(), target.ravel())[0, 1])
+
+
+def test_training_with_optax_follows_its_prediction(tmp_path):
+    module, results, picture = run("train_with_optax", tmp_path)
+    assert results.trained.keys() == results.predicted.keys() == module.RULES.keys()
+    for name, trained in results.trained.items():
+        predicted = results.predicted[name]
+        np.testing.assert_allclose(predicted.train[0], trained.train[0], atol=1e-5)
+        moved = np.square(trained.test[-1] - trained.test[0]).mean() ** 0.5
+        distance = np.square(trained.test - predicted.test).mean((1, 2)) ** 0.5
+        # of width 256, which follows less closely where momentum overshoots
+        assert distance.max() < (0.7 if name.startswith("momentum") else 0.3) * moved
+        assert distance[-1] < 0.35 * moved
+    assert_is_a_picture(picture)
+
+
+def test_tuned_priors_make_test_data_more_likely(tmp_path):
+    _, results, picture = run("tune_hyperparameters", tmp_path)
+    assert results.train[-1] > results.train[0] + 0.5
+    assert results.test[-1] > results.test[0] + 0.5
+    assert len(results.stds) == 7
+    mean, deviation = results.predictions["after"]
+    assert 0.7 < np.std((results.truth - mean) / deviation) < 1.3
+    assert_is_a_picture(picture)

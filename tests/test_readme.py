@@ -95,7 +95,7 @@ def test_the_table_of_activations_is_the_list_that_is_tested():
         assert float(error) <= 3e-6
 
 
-def test_the_other_documents_run():
+def test_the_other_documents_run(unoptimised):
     for path in (ROOT / "docs").glob("*.md"):
         names, output = {"__name__": path.stem}, io.StringIO()
         with contextlib.redirect_stdout(output):

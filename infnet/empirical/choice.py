@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +11,7 @@ import jax
 
 from infnet._jax import ClosedJaxpr, JaxprEqn, jaxpr_as_fun
 from infnet._jax import lax_primitives as lax_p
+from infnet.errors import InputError
 from infnet.independence import bodies
 
 # How long accesses to memory take, in operations per byte. Caches answer most of them; with this number and `MARGIN`,
@@ -88,9 +90,12 @@ def choose(programs: Mapping[str, Any], arguments: Sequence[Any], memory_limit: 
     """
     traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tuple(arguments)))
     shapes = jax.tree.map(_untraced, tuple(arguments))
-    analysed = {name: _Program(program, shapes) for name, program in programs.items()}
-    costs = {name: program.cost for name, program in analysed.items()}
     first = next(iter(programs))
+    analysed = {first: _Program(programs[first], shapes)}
+    for name in set(programs) - {first}:
+        with suppress(InputError):  # not every implementation has rules for everything
+            analysed[name] = _Program(programs[name], shapes)
+    costs = {name: analysed[name].cost for name in programs if name in analysed}
 
     def rivals() -> list[str]:
         return [name for name, cost in costs.items() if name != first and MARGIN * cost.least_work < costs[first].work]
@@ -105,8 +110,8 @@ def choose(programs: Mapping[str, Any], arguments: Sequence[Any], memory_limit: 
         compile_(rivals())
     fitting = [name for name in (first, *rivals()) if (costs[name].memory or 0) <= memory_limit]
     if not fitting:
-        compile_(programs)
-        fitting = [name for name in programs if (costs[name].memory or 0) <= memory_limit]
+        compile_(costs)
+        fitting = [name for name in costs if (costs[name].memory or 0) <= memory_limit]
     if not fitting:
         return Choice(min(costs, key=lambda name: costs[name].memory or 0), costs, memory_limit)
     chosen = min(fitting, key=lambda name: costs[name].work * (1 if name == first else MARGIN))

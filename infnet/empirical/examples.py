@@ -1,7 +1,8 @@
 """Whether a model treats every example of a batch by itself, so that its Jacobian is that of one example after another.
 
 It is proved for the model's jaxpr, as it is for infinite-width kernels (`infnet.independence`). Where it cannot be
-proved (BatchNorm in training mode mixes examples), the batch is one whole, which is always right.
+proved (BatchNorm in training mode mixes examples), the batch is one whole, which is always right. The proof is of
+values, not of the backward rules that `jax.custom_vjp` gives: where there is one, the batch is one whole too.
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ def _copies(f: Function, params: PyTree, x: PyTree) -> int:
     two, three = trace_at_batch_sizes(f, structs, (example,), unroll=False)
     trace = one_example([two, three], 0)
     _check_draws(two, three)
+    _check_backward_rules(two)
     for number, var in enumerate(trace.outputs):
         if trace.batch_axis[var] != 0:
             raise _refusal(f"output {number} has no leading axis that counts examples", Where())
@@ -95,6 +97,14 @@ def _check_draws(two: Flat, three: Flat) -> None:
         if drawn:
             where = next((e.where for e in two.equations if e.source is one), Where())
             raise _refusal(f"`{one.primitive.name}` draws random numbers for each example of a batch", where)
+
+
+def _check_backward_rules(flat: Flat) -> None:
+    """Raise if a gradient is what a user says: it may depend on the whole batch where the value does not."""
+    sources = {id(e.source): e.where for e in flat.equations}
+    for equation in _equations([e.source for e in flat.equations]):
+        if equation.primitive is lax_p.custom_vjp_call_p:
+            raise _refusal("`jax.custom_vjp` has a backward rule of its own", sources.get(id(equation), Where()))
 
 
 def _equations(waiting: Sequence[JaxprEqn]) -> Iterator[JaxprEqn]:

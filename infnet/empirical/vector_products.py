@@ -17,6 +17,7 @@ from jax import lax
 from infnet.empirical.axes import Axes
 from infnet.empirical.model import Model
 from infnet.empirical.side import Leaves, Side, row_of
+from infnet.errors import InputError
 
 PyTree = Any
 
@@ -77,7 +78,17 @@ def empirical_ntk_vp_fn(
 
 def _pushforward(side: Side) -> Callable[[Leaves], jax.Array]:
     """tangent -> J tangent; of real parameters too, a tangent may be complex."""
-    along = jax.linearize(side.whole, side.leaves)[1]
+    try:
+        along = jax.linearize(side.whole, side.leaves)[1]
+        # JAX says it where the derivative is batched or compiled.
+        jax.eval_shape(jax.vmap(along), [leaf[None] for leaf in side.leaves])
+    except TypeError as error:
+        if "custom_vjp" not in str(error):
+            raise
+        raise InputError(
+            "products of the NTK with vectors take forward derivatives, which functions of `jax.custom_vjp` do not "
+            'have: use implementation="jacobian_contraction", or `jax.custom_jvp`'
+        ) from error
 
     def push(tangent: Leaves) -> jax.Array:
         pairs = list(zip(side.leaves, tangent, strict=True))

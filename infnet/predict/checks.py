@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from infnet.errors import InputError, NumericalError
+from infnet.predict.axes import OutputAxes
 
 Array = jax.Array
 
@@ -24,7 +24,7 @@ def has(kernel: Any, name: str) -> bool:
     return getattr(kernel, name, None) is not None
 
 
-def is_traced(*arrays: Array) -> bool:
+def is_traced(*arrays: Any) -> bool:
     """Whether any of the arrays is abstract, so that its values cannot be checked."""
     return any(isinstance(a, jax.core.Tracer) for a in arrays)
 
@@ -82,52 +82,38 @@ def require_finite(array: Array, label: str) -> None:
 
 
 def square(kernel: Any, label: str) -> Array:
-    """The (n, n) train-train kernel, checked."""
+    """The train-train kernel, (n, n, …), checked."""
     array = real(kernel, label)
-    if array.ndim > 2:
+    if array.ndim < 2 or array.shape[0] != array.shape[1] or not array.size:
         raise InputError(
-            f"{label} has shape {array.shape}: kernels with axes for positions or outputs are not "
-            "supported here, only (n, n) matrices. Pool or flatten the positions in the model, or, if "
-            "the outputs are to be predicted jointly, reshape kernels and targets to 2 axes and 1."
-        )
-    if array.ndim != 2 or array.shape[0] != array.shape[1] or not array.size:
-        raise InputError(
-            f"{label} must be a square (n, n) matrix, one row and one column for each of n >= 1 "
+            f"{label} must be square, (n, n) or (n, n, …), one row and one column for each of n >= 1 "
             f"training points; got shape {array.shape}."
         )
     require_finite(array, label)
-    require_symmetric(array, label)
     return array
 
 
 def require_symmetric(array: Array, label: str) -> None:
-    """Raise `InputError` where a kernel is not symmetric beyond rounding."""
+    """Raise `InputError` where a kernel, `(..., N, N)`, is not symmetric beyond rounding."""
     if is_traced(array):
         return
-    asymmetry = jnp.abs(array - array.T)
+    asymmetry = jnp.abs(array - array.mT)
     if asymmetry.max() > float(jnp.finfo(array.dtype).eps) ** 0.5 * jnp.abs(array).max():
-        i, j = np.unravel_index(int(asymmetry.argmax()), array.shape)
+        *block, i, j = (int(k) for k in np.unravel_index(int(asymmetry.argmax()), array.shape))
+        matrix = array[tuple(block)]
         raise InputError(
             f"{label} must be symmetric, the kernel of the training points with themselves; its "
-            f"entries ({i}, {j}) and ({j}, {i}) are {array[i, j]} and {array[j, i]}."
+            f"entries ({i}, {j}) and ({j}, {i}) are {matrix[i, j]} and {matrix[j, i]}."
         )
 
 
-def targets(y: Any, n: int, dtype: Any, trace_axes: int | Sequence[int]) -> Array:
-    """The targets (n, …), checked against the kernel and `trace_axes`."""
-    axes = (trace_axes,) if isinstance(trace_axes, int) else tuple(trace_axes)
-    if axes not in ((-1,), ()):
-        raise InputError(f"trace_axes must be (-1,) or (); got {trace_axes!r}.")
+def targets(y: Any, n: int, dtype: Any) -> Array:
+    """The targets (n, …), checked against the kernel."""
     array = real(y, "y_train")
     if array.ndim == 0 or len(array) != n:
         raise InputError(
             f"y_train must have shape (n, …) with n = {n}, the number of training points in "
             f"k_train_train; got {array.shape}."
-        )
-    if not axes and array.ndim > 1:
-        raise InputError(
-            "trace_axes=() says that the kernel has a pair of axes for every axis of the targets, but "
-            f"it is ({n}, {n}) and y_train is {array.shape}: use trace_axes=(-1,)."
         )
     require_finite(array, "y_train")
     return array.astype(dtype)
@@ -142,12 +128,53 @@ def strength(diag_reg: Any) -> Array:
     return strength
 
 
-def test_kernel(kernel: Any, name: str, get: str, m: int) -> Array:
-    """The test-test kernel (m, m), or its diagonal (m,)."""
-    k_tt = real(part(kernel, name, "k_test_test", get), "k_test_test")
-    if k_tt.shape not in ((m, m), (m,)):
+def noise_variances(noise: Any, axes: OutputAxes, n: int) -> Array:
+    """The noise of each row of the kernel's matrix: variances that are finite and not negative."""
+    array = real(0.0 if noise is None else noise, "noise")
+    shape = axes.of_variances.shape(n)
+    if array.shape not in ((), (n,), shape):
+        each = f", or of each of their outputs that has a row of its own in the kernel, {shape}" * (len(shape) > 1)
         raise InputError(
-            f"k_test_test must have shape (m, m), or (m,) for its diagonal, where m = {m} is the "
-            f"number of rows of k_test_train; got {k_tt.shape}."
+            f"noise must be one variance, or that of each of the n = {n} training points, of shape ({n},){each}; "
+            f"got shape {array.shape}."
         )
-    return k_tt
+    require_finite(array, "noise")
+    if not is_traced(array) and bool((array < 0).any()):
+        raise InputError(f"noise must be variances, not negative; the smallest is {array.min()}.")
+    padded = array.reshape(array.shape + (1,) * (len(shape) - array.ndim) if array.ndim else ())
+    return axes.of_variances.columns(jnp.broadcast_to(padded, shape)).reshape(-1)
+
+
+def require_gaussian(kernel: Any, label: str) -> None:
+    """Raise `InputError` where a `Kernel` says that its output is not a Gaussian process of mean zero."""
+    law = getattr(kernel, "law", None)
+    if law is None or (law.gaussian and law.zero_mean):
+        return
+    if law.gaussian:
+        why = "its mean is not zero, as with a constant bias, and .nngp is the second moment around zero"
+        remedy = "let its biases start at zero"
+    else:
+        why = "a network that ends in a nonlinearity, for example, has another law, and a random tangent kernel"
+        remedy = "take the kernel of the model up to its last dense layer"
+    raise InputError(
+        f"{label} is the kernel of an output that is not a Gaussian process of mean zero, which predictions assume\n"
+        f"  why:    {why}\n"
+        f"  remedy: {remedy}; or pass any_law=True, to predict with the Gaussian process of the same kernel"
+    )
+
+
+def test_kernel(kernel: Any, name: str, get: str, axes: OutputAxes, m: int) -> Array:
+    """The test-test kernel as a matrix, or the diagonal of this matrix."""
+    array = real(part(kernel, name, "k_test_test", get), "k_test_test")
+    full, variances = axes.kernel_shape(m, m), axes.of_variances.shape(m)
+    if array.shape == full[1:]:  # of each point with itself: what `KernelFn.diag` returns
+        for _ in axes.free:
+            array = jnp.diagonal(array, axis1=1, axis2=2)
+    if array.shape not in (full, variances):
+        raise InputError(
+            f"k_test_test must have shape {full}, or {variances} for its diagonal, where m = {m} is the "
+            f"number of rows of k_test_train; got {array.shape}."
+        )
+    if array.shape == full:
+        return axes.matrix(array, "k_test_test")[0]
+    return axes.of_variances.columns(array).reshape(-1)

@@ -1,11 +1,14 @@
-"""Cholesky factors of kernel matrices, with the smallest jitter of a ladder that works."""
+"""Cholesky factors of kernel matrices, with the smallest jitter of a ladder that works.
+
+All of this is done in float64, whatever JAX's default is: the smallest eigenvalues of kernels of smooth functions are
+rounding errors already at 100 points in float32. Where float64 arrays do not exist outside (x64 is off), a factor is
+kept as the sum of two float32 arrays, which together have 48 of its 53 bits.
+"""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,80 +16,131 @@ import numpy as np
 from jax import lax
 from jax.scipy.linalg import cho_solve
 
-from infnet.errors import NumericalError
+from infnet.errors import InputError, NumericalError
+from infnet.float64 import in_float64
 from infnet.predict.checks import is_traced
 from infnet.predict.posterior import Info, pytree
 
 Array = jax.Array
 
-# Jitter, relative to the mean of the diagonal, by the kernel's own precision (bytes a number).
-LADDERS = {8: (-12, -2), 4: (-6, -2), 2: (-3, -2)}
+# Jitter, relative to the mean of the kernel's diagonal, by the kernel's own precision (bytes a number).
+LADDERS = {8: (-12, -2), 4: (-7, -2), 2: (-3, -2)}
 
 POWER_ITERATIONS = 16
 
 
-@pytree(meta=("dtype",))
+@pytree()
 @dataclass(frozen=True)
 class Factor:
-    """The Cholesky factor of a regularised train-train kernel."""
+    """A kernel with what is added to its diagonal, and the Cholesky factor of both."""
 
-    matrix: Array
-    lower: Array
+    kernel: Array
+    """(n, n)."""
+    shift: Array
+    """(n,): regularisation, noise and jitter."""
+    lower: tuple[Array, ...]
+    """(n, n), to be summed."""
     diag_reg: Array
     jitter: Array
+    eigenvalue_min: Array
+    eigenvalue_max: Array
     ok: Array
-    dtype: str
 
-    def solve(self, b: Array) -> Array:
-        """matrix⁻¹ b for b of shape (n, …).
-
-        Derivatives are those of the linear system, not of the factorisation, whose jitter is
-        chosen by a loop that reverse-mode differentiation cannot enter.
-        """
-        columns = b.reshape(len(b), -1)
-        return lax.custom_linear_solve(
-            lambda x: self.matrix @ x,
-            columns,
-            lambda _, rhs: cho_solve((self.lower, True), rhs),
-            symmetric=True,
-        ).reshape(b.shape)
+    def __len__(self) -> int:
+        return len(self.kernel)
 
     def info(self, ok: Array, negative_variance: Array) -> Info:
         """The report on a prediction made with this factor from inputs that are `ok`."""
-        smallest, largest = _extreme_eigenvalues(lax.stop_gradient(self.matrix), self.lower)
-        ok = ok & self.ok
-        return Info(ok, self.diag_reg, self.jitter, smallest, largest, negative_variance, self.dtype)
+        eigenvalues = self.eigenvalue_min, self.eigenvalue_max
+        return Info(ok & self.ok, self.diag_reg, self.jitter, *eigenvalues, negative_variance, "float64")
 
 
-@functools.partial(jax.jit, static_argnames=("absolute",))
-def factorise(kernel: Array, diag_reg: Array, absolute: bool) -> Factor:
-    """The factor of `kernel + diag_reg`, in the working precision."""
-    dtype = _working_dtype()
-    matrix, n = kernel.astype(dtype), len(kernel)
-    identity = jnp.eye(n, dtype=dtype)
-    scale = jnp.array(1.0, dtype) if absolute else jnp.trace(matrix) / n
-    regulariser = diag_reg.astype(dtype) * scale
-    matrix = matrix + regulariser * identity
-    lower, jitter, ok = _climb(lax.stop_gradient(matrix), jnp.finfo(kernel.dtype))
-    ok &= jnp.all(jnp.isfinite(matrix))
-    return Factor(matrix + jitter * identity, lower, regulariser, jitter, ok, dtype.name)
+def factorise(kernel: Array, diag_reg: Array, absolute: bool, noise: Array) -> Factor:
+    """The factor of `kernel + diag_reg + diag(noise)`; `diag_reg` relative to the mean of the diagonal, or absolute."""
+    precision = jnp.finfo(kernel.dtype)
+    first, last = LADDERS[precision.bits // 8]
+    rungs = np.array([0.0, *(10.0**e for e in range(first, last + 1))], default_dtype())
+    known = [jnp.asarray(x, default_dtype()) for x in (diag_reg, absolute, noise, precision.eps)]
+    parts, rest = _factorise(kernel.astype(default_dtype()), *known, rungs)
+    return Factor(kernel, rest.pop("shift"), kept(parts), **rest)
 
 
-def _climb(matrix: Array, precision: Any) -> tuple[Array, Array, Array]:
+def split(x: Array) -> tuple[Array, Array]:
+    """What fits into float32 and the rest; to be called in float64."""
+    upper_bits = lax.reduce_precision(x, exponent_bits=8, mantissa_bits=23)
+    return upper_bits, x - upper_bits
+
+
+def kept(parts: tuple[Array, Array]) -> tuple[Array, ...]:
+    """How an array that was `split` is kept outside of float64: as its parts, or whole where it can be."""
+    return parts if default_dtype() == jnp.float32 else (parts[0] + parts[1],)
+
+
+def require_float64(parts: tuple[Array, ...]) -> None:
+    """Raise `InputError` where an array that was `kept` lost half of its digits on its way here."""
+    if len(parts) == 1 and jnp.result_type(parts[0]) != jnp.float64:
+        raise InputError(
+            "this predictor was made with x64 on and holds float64 arrays, which do not exist where x64 is off: "
+            "call it under jax.enable_x64(True), or make it again."
+        )
+
+
+def solve(factor: Factor, b: Array) -> Array:
+    """matrix⁻¹ b for b of shape (n, …); to be called in float64.
+
+    Derivatives are those of the linear system, not of the factorisation, whose jitter is chosen by a loop that
+    reverse-mode differentiation cannot enter.
+    """
+    columns, lower = b.reshape(len(b), -1), sum(factor.lower)
+    return lax.custom_linear_solve(
+        lambda x: factor.kernel @ x + factor.shift[:, None] * x,
+        columns,
+        lambda _, rhs: cho_solve((lower, True), rhs),
+        symmetric=True,
+    ).reshape(b.shape)
+
+
+@jax.custom_jvp
+def log_determinant(factor: Factor) -> Array:
+    """log det(matrix); to be called in float64. Its differential is tr(matrix⁻¹ d matrix)."""
+    return 2 * jnp.sum(jnp.log(jnp.diagonal(sum(factor.lower))))
+
+
+@log_determinant.defjvp
+def _log_determinant_jvp(primals: tuple[Factor], tangents: tuple[Factor]) -> tuple[Array, Array]:
+    (factor,), (moved,) = primals, tangents
+    inverse = solve(factor, jnp.eye(len(factor)))
+    return log_determinant(factor), jnp.sum(inverse * moved.kernel) + jnp.sum(jnp.diagonal(inverse) * moved.shift)
+
+
+@in_float64
+def _factorise(
+    kernel: Array, diag_reg: Array, absolute: Array, noise: Array, epsilon: Array, rungs: Array
+) -> tuple[tuple[Array, Array], dict[str, Array]]:
+    """The factor as a sum of what fits into float32 and the rest; and all else."""
+    diagonal = jnp.diagonal(kernel)
+    regulariser = diag_reg * jnp.where(absolute > 0, 1.0, jnp.mean(diagonal))
+    shift = regulariser + noise * jnp.ones(len(kernel))
+    lower, jitter, ok = _climb(*map(lax.stop_gradient, (kernel, shift, epsilon, rungs)))
+    ok &= jnp.all(jnp.isfinite(kernel)) & jnp.all(jnp.isfinite(shift))
+    shift += jitter
+    smallest, largest = _extreme_eigenvalues(lax.stop_gradient(kernel), lax.stop_gradient(shift), lower)
+    rest = {"shift": shift, "diag_reg": regulariser, "jitter": jitter, "ok": ok}
+    return split(lower), rest | {"eigenvalue_min": smallest, "eigenvalue_max": largest}
+
+
+def _climb(kernel: Array, shift: Array, epsilon: Array, rungs: Array) -> tuple[Array, Array, Array]:
     """`(lower, jitter, ok)` of the first rung of the ladder at which the matrix can be factored.
 
-    Squared pivots are Schur complements. Those below √n ε max(diag) are rounding errors, of the
-    factorisation or of the kernel itself (ε is the kernel's own), and do not count as positive.
+    Squared pivots are Schur complements. Those below √n ε, relative to the diagonal, are rounding errors, of the
+    kernel itself (`epsilon` is that of its own precision) or of the factorisation, and do not count as positive.
     """
-    n, first_last = len(matrix), LADDERS[precision.bits // 8]
-    exponents = range(first_last[0], first_last[1] + 1)
-    rungs = jnp.array([0.0, *(10.0**e for e in exponents)], matrix.dtype)
-    diagonal = jnp.diagonal(matrix)
-    smallest_pivot = n**0.5 * float(precision.eps) * jnp.max(diagonal)
+    n, own = len(kernel), jnp.diagonal(kernel)
+    smallest_pivot = n**0.5 * (epsilon * own + jnp.finfo(kernel.dtype).eps * shift)
 
     def attempt(rung: Array) -> tuple[Array, Array, Array, Array]:
-        jitter = rungs[rung] * jnp.mean(diagonal)
-        lower = jnp.linalg.cholesky(matrix + jitter * jnp.eye(n, dtype=matrix.dtype))
+        jitter = rungs[rung] * jnp.mean(own)
+        lower = jnp.linalg.cholesky(kernel + jnp.diag(shift + jitter))
         # written so that a NaN is a failure
         ok = jnp.all(jnp.square(jnp.diagonal(lower)) > smallest_pivot)
         return rung + 1, lower, jitter, ok
@@ -99,11 +153,10 @@ def _climb(matrix: Array, precision: Any) -> tuple[Array, Array, Array]:
     return lower, jitter, ok
 
 
-@jax.jit
-def _extreme_eigenvalues(matrix: Array, lower: Array) -> tuple[Array, Array]:
+def _extreme_eigenvalues(kernel: Array, shift: Array, lower: Array) -> tuple[Array, Array]:
     """Estimates by power iteration with the matrix and with its inverse."""
-    n = len(matrix)
-    start = 1 + jnp.cos(jnp.arange(n, dtype=matrix.dtype)) / 2  # not orthogonal to any eigenvector
+    n = len(kernel)
+    start = 1 + jnp.cos(jnp.arange(n, dtype=kernel.dtype)) / 2  # not orthogonal to any eigenvector
 
     def growth(apply: Callable[[Array], Array]) -> Array:
         def step(_: int, v: Array) -> Array:
@@ -111,11 +164,11 @@ def _extreme_eigenvalues(matrix: Array, lower: Array) -> tuple[Array, Array]:
 
         return jnp.linalg.norm(lax.fori_loop(0, POWER_ITERATIONS, step, start))
 
-    return 1 / growth(lambda v: cho_solve((lower, True), v)), growth(lambda v: matrix @ v)
+    return 1 / growth(lambda v: cho_solve((lower, True), v)), growth(lambda v: kernel @ v + shift * v)
 
 
-def _working_dtype() -> np.dtype:
-    """float64 if JAX has it enabled, otherwise float32, whatever the kernel's precision."""
+def default_dtype() -> np.dtype:
+    """float64 if JAX has it enabled, otherwise float32."""
     return np.dtype(jnp.result_type(float))
 
 

@@ -7,11 +7,13 @@ With K the NNGP, Θ the NTK, d the training and t the test set, Lee et al. (arXi
           time → ∞)                                       where A = Θ_td Θ_dd⁻¹
 
 and He et al. (arXiv:2007.05864) the NTKGP, the NNGP's formulas with Θ in place of K. The matrix that is
-inverted is regularised: `+ diag_reg * trace / n * I`, or `+ diag_reg * I`.
+inverted is regularised: `+ diag_reg * trace / n * I`, or `+ diag_reg * I`, and `+ diag(noise)`.
 
 A kernel matrix is positive semidefinite but, in floating point, often not quite: near-duplicate inputs or
 smooth kernels make its smallest eigenvalue a rounding error of either sign. It is factored as it is if
 possible, otherwise with the smallest jitter of a ladder that works. `Info` reports which.
+
+The linear algebra is done in float64, also where x64 is off and under `jit`.
 """
 
 from __future__ import annotations
@@ -26,19 +28,24 @@ import jax
 import jax.numpy as jnp
 
 from infnet.errors import InputError
+from infnet.float64 import in_float64
+from infnet.predict.axes import OutputAxes
 from infnet.predict.checks import (
     has,
     is_array,
     lookup,
+    noise_variances,
     part,
     real,
     require_finite,
+    require_gaussian,
+    require_symmetric,
     square,
     strength,
     targets,
     test_kernel,
 )
-from infnet.predict.cholesky import Factor, factorise, require_factored
+from infnet.predict.cholesky import Factor, factorise, require_factored, require_float64, solve
 from infnet.predict.posterior import Gaussian, Info, pytree
 
 Array = jax.Array
@@ -48,14 +55,28 @@ Get = str | Sequence[str] | None
 MODES = {"nngp": ("nngp", "nngp"), "ntk": ("ntk", "nngp"), "ntkgp": ("ntk", "ntk")}
 
 
-@pytree()
+@pytree(meta=("axes",))
 @dataclass(frozen=True)
 class Predictor:
-    """The training set, digested: call it with test kernels. A pytree, to be saved or passed to `jit`."""
+    """The training set, digested: call it with test kernels. A pytree, to be saved or passed to `jit`.
 
-    kernels: dict[str, Array]
+    `jax.eval_shape` of what made it, which computes nothing, gives the structure that a file is read into:
+
+    >>> import io
+    >>> import numpy as np
+    >>> kernel, y = 2 * np.eye(3), np.arange(3.0)
+    >>> file = io.BytesIO()
+    >>> np.savez(file, *jax.tree.leaves(gp_inference(kernel, y)))
+    >>> _ = file.seek(0)
+    >>> structure = jax.tree.structure(jax.eval_shape(gp_inference, kernel, y))
+    >>> restored = jax.tree.unflatten(structure, np.load(file).values())
+    >>> print(restored("nngp", k_test_train=kernel).mean)
+    [0. 1. 2.]
+    """
+
     factors: dict[str, Factor]
     y_train: Array
+    axes: OutputAxes
 
     def __call__(self, get: Get = None, k_test_train: Any = None, k_test_test: Any = None) -> Any:
         """The predictive distribution of the test set.
@@ -64,51 +85,55 @@ class Predictor:
           get: "nngp", "ntk" or "ntkgp" gives a `Gaussian`; a tuple of them gives a namedtuple of
             Gaussians in that order; None stands for all of "nngp" and "ntk" that the training kernel
             contains (for a bare array: one Gaussian).
-          k_test_train: (m, n) kernel between test and training points: an array, or anything with
+          k_test_train: (m, n, …) kernel between test and training points: an array, or anything with
             attributes `.nngp` and `.ntk`. None predicts the training set without regularisation,
             which is N(y_train, 0); for smoothed predictions on it pass `k_train_train`.
-          k_test_test: the test points' own kernel, for the covariance: the (m, m) matrix, or only
-            its diagonal (m,) for the variance without m² memory. For "ntk", which needs the NNGP at
+          k_test_test: the test points' own kernel, for the covariance: (m, m, …), or only the kernel of
+            each with itself, (m, …), for the variance without m² memory. For "ntk", which needs the NNGP at
             initialisation, this is `.nngp` (a bare array is taken for it), and both other kernels
             must contain both. With `k_test_train=None` any value but None asks for the (zero)
             covariance.
         """
-        if get is None and "bare" in self.kernels:
+        if get is None and "bare" in self.factors:
             return self._gaussian("nngp", k_test_train, k_test_test)
         if isinstance(get, str):
             return self._gaussian(get, k_test_train, k_test_test)
-        names = tuple(self.kernels if get is None else get)
+        names = tuple(self.factors if get is None else get)
         gaussians = [self._gaussian(name, k_test_train, k_test_test) for name in names]
-        return _named(names)(*gaussians)
+        return named_gaussians(names)(*gaussians)
 
     def _gaussian(self, get: str, k_test_train: Any, k_test_test: Any) -> Gaussian:
         if get not in MODES:
             raise InputError(f'get must be "nngp", "ntk", "ntkgp" or a tuple of these; got {get!r}.')
         solved, initial = MODES[get]
         factor = lookup(self.factors, solved, get)
+        require_float64(factor.lower)
         if k_test_train is None:
             return self._on_training_set(factor, k_test_test is not None)
         k_td = self._cross_kernel(k_test_train, solved, get)
-        mean = _mean(factor, k_td, self.y_train)
+        columns = _mean(factor, k_td, self.axes.columns(self.y_train)[0])
+        mean = self.axes.outputs(columns[None]).astype(self.y_train.dtype)
         if k_test_test is None:
-            info = self._info(factor, jnp.zeros((), factor.dtype), k_test_train=k_td)
-            return Gaussian(mean, None, None, info)
+            info = self._info(factor, jnp.zeros_like(factor.jitter), k_test_train=k_td)
+            return Gaussian(mean, None, None, info, self.axes)
         cross, k_dd = k_td, None
         if initial != solved:
             cross = self._cross_kernel(k_test_train, initial, get, need_both=True)
-            k_dd = lookup(self.kernels, initial, get, need_both=True)
-        k_tt = test_kernel(k_test_test, initial, get, len(k_td))
+            k_dd = lookup(self.factors, initial, get, need_both=True).kernel
+        k_tt = test_kernel(k_test_test, initial, get, self.axes, len(mean))
         covariance, variance, negative = _covariance(factor, k_td, cross, k_dd, k_tt)
         tested = {"k_test_train": k_td, "k_test_train (at initialisation)": cross}
         info = self._info(factor, negative, **tested, k_test_test=k_tt)
-        return Gaussian(mean, covariance, variance, info)
+        if covariance is not None:
+            covariance = self.axes.kernel(covariance[None])
+        return Gaussian(mean, covariance, self.axes.variances(variance[None]), info, self.axes)
 
     def _on_training_set(self, factor: Factor, with_covariance: bool) -> Gaussian:
         n, dtype = len(self.y_train), self.y_train.dtype
-        covariance = jnp.zeros((n, n), dtype) if with_covariance else None
-        variance = jnp.zeros(n, dtype) if with_covariance else None
-        info = self._info(factor, jnp.zeros((), factor.dtype))
-        return Gaussian(self.y_train, covariance, variance, info)
+        covariance = jnp.zeros(self.axes.kernel_shape(n, n), dtype) if with_covariance else None
+        variance = jnp.zeros(self.axes.of_variances.shape(n), dtype) if with_covariance else None
+        info = self._info(factor, jnp.zeros_like(factor.jitter))
+        return Gaussian(self.y_train, covariance, variance, info, self.axes)
 
     def _info(self, factor: Factor, negative_variance: Array, **arrays: Array) -> Info:
         """Raises on concrete test kernels that are not finite; on traced ones, `ok` says so."""
@@ -121,28 +146,26 @@ class Predictor:
     def _cross_kernel(self, kernel: Any, name: str, get: str, need_both: bool = False) -> Array:
         k_td = real(part(kernel, name, "k_test_train", get, need_both), "k_test_train")
         n = len(self.y_train)
-        if k_td.ndim != 2 or k_td.shape[1] != n:
+        if k_td.ndim < 2 or k_td.shape[1] != n:
             raise InputError(
-                f"k_test_train must have shape (m, n): one row for each of the m test points and one "
+                f"k_test_train must have shape (m, n, …): one row for each of the m test points and one "
                 f"column for each of the n = {n} training points; got {k_td.shape}."
             )
-        return k_td
+        return self.axes.matrix(k_td, "k_test_train")[0]
 
 
 @functools.cache
-def _named(names: tuple[str, ...]) -> Callable[..., Any]:
+def named_gaussians(names: tuple[str, ...]) -> Callable[..., Any]:
     """The namedtuple class of a `get`: one class each, so that results have equal tree structures."""
     return namedtuple("Gaussians", names)
 
 
-@jax.jit
+@in_float64
 def _mean(factor: Factor, k_td: Array, y: Array) -> Array:
-    """K_td K_dd⁻¹ y, in the dtype of the targets."""
-    weights = factor.solve(y.astype(factor.dtype))
-    return jnp.tensordot(k_td.astype(factor.dtype), weights, 1).astype(y.dtype)
+    """K_td K_dd⁻¹ y."""
+    return jnp.tensordot(k_td, solve(factor, y), 1)
 
 
-@jax.jit
 def _covariance(
     factor: Factor, k_td: Array, cross: Array, k_dd: Array | None, k_tt: Array
 ) -> tuple[Array | None, Array, Array]:
@@ -151,25 +174,38 @@ def _covariance(
     `k_td` and `factor` belong to the kernel that is inverted, `cross`, `k_dd` and `k_tt` to the one at
     initialisation; `k_dd=None` says they are the same. A diagonal `k_tt` gives a diagonal answer.
     """
-    dtype, out = factor.dtype, k_tt.dtype
-    k_td, cross, k_tt = (k.astype(dtype) for k in (k_td, cross, k_tt))
-    a = factor.solve(k_td.T)  # Aᵀ, (n, m)
-
-    def product(left: Array, right: Array) -> Array:
-        """left @ right, or only its diagonal."""
-        return left @ right if k_tt.ndim == 2 else jnp.sum(left.T * right, 0)
-
-    covariance = k_tt - product(cross, a)
-    if k_dd is not None:
-        covariance += product(a.T, k_dd.astype(dtype) @ a) - product(cross, a)
-
+    formula = _full_covariance if k_tt.ndim == 2 else _variance
+    covariance, raw = formula(factor, k_td, cross, k_dd, k_tt)
+    variance, negative = jnp.maximum(raw, 0).astype(k_tt.dtype), jnp.min(raw, initial=0)
     if k_tt.ndim == 1:
-        return None, jnp.maximum(covariance, 0).astype(out), jnp.min(covariance, initial=0)
+        return None, variance, negative
+    return jnp.fill_diagonal(covariance.astype(k_tt.dtype), variance, inplace=False), variance, negative
+
+
+@in_float64
+def _full_covariance(factor: Factor, k_td: Array, cross: Array, k_dd: Array | None, k_tt: Array) -> Any:
+    covariance = _formula(factor, k_td, cross, k_dd, k_tt, jnp.matmul)
     covariance = (covariance + covariance.T) / 2
-    raw = jnp.diagonal(covariance)
-    variance = jnp.maximum(raw, 0)
-    covariance = jnp.fill_diagonal(covariance, variance, inplace=False)
-    return covariance.astype(out), variance.astype(out), jnp.min(raw, initial=0)
+    return covariance, jnp.diagonal(covariance)
+
+
+@in_float64
+def _variance(factor: Factor, k_td: Array, cross: Array, k_dd: Array | None, k_tt: Array) -> Any:
+    return None, _formula(factor, k_td, cross, k_dd, k_tt, lambda a, b: jnp.sum(a.T * b, 0))
+
+
+def _formula(
+    factor: Factor,
+    k_td: Array,
+    cross: Array,
+    k_dd: Array | None,
+    k_tt: Array,
+    product: Callable[[Array, Array], Array],
+) -> Array:
+    """The covariance, or its diagonal where that is what `product` computes of a product of matrices."""
+    a = solve(factor, k_td.T)  # Aᵀ, (n, m)
+    covariance = k_tt - product(cross, a)
+    return covariance if k_dd is None else covariance + product(a.T, k_dd @ a) - product(cross, a)
 
 
 def gp_inference(
@@ -178,6 +214,9 @@ def gp_inference(
     diag_reg: Any = 0.0,
     diag_reg_absolute_scale: bool = False,
     trace_axes: int | Sequence[int] = (-1,),
+    *,
+    noise: Any = None,
+    any_law: bool = False,
 ) -> Predictor:
     """Prepares predictions of infinitely wide networks from their kernel on the training set.
 
@@ -196,17 +235,22 @@ def gp_inference(
     True
 
     Args:
-      k_train_train: (n, n) kernel of the training points: an array, or anything with attributes `.nngp`
-        and `.ntk` (either may be None).
-      y_train: (n, …) targets; trailing axes are independent outputs that share the kernel.
+      k_train_train: (n, n, …) kernel of the training points: an array, or anything with attributes `.nngp`
+        and `.ntk` (either may be None). It has every axis of the targets that is not in `trace_axes` twice,
+        in natural order: (n, n, o, o', p, p', …).
+      y_train: (n, …) targets.
       diag_reg: strength of the regularisation, a non-negative scalar.
       diag_reg_absolute_scale: whether `diag_reg` is in the units of the kernel, or relative to the mean
         of its diagonal.
-      trace_axes: axes of the outputs that the kernels lack. Kernels are (n, n) here: (-1,), or () for
-        targets without trailing axes.
+      trace_axes: axes of the targets that the kernels lack: outputs along them are independent, and share
+        the kernel. The posterior is that of all others jointly.
+      noise: variance of the noise of the targets, in their own units: a scalar, (n,), or one for each row of
+        the kernel, of the shape of the targets without `trace_axes`. It is added to the diagonal as it is.
+      any_law: whether to accept a `Kernel` which says that its output is not a Gaussian process of mean
+        zero, such as that of a network that ends in a nonlinearity.
 
     Raises:
-      InputError: a shape, a dtype or an option is wrong.
+      InputError: a shape, a dtype or an option is wrong, or the output is not Gaussian.
       NumericalError: (outside `jit`; under it, see `Info.ok`) a number is not finite, or the kernel
         could not be factored.
     """
@@ -218,12 +262,16 @@ def gp_inference(
             f"{type(k_train_train).__name__}."
         )
     label = {name: "k_train_train" if bare else f"k_train_train.{name}" for name in names}
-    kernels = {name: square(k_train_train if bare else getattr(k_train_train, name), label[name]) for name in names}
-    dtype = jnp.result_type(*kernels.values())
-    y = targets(y_train, len(kernels[names[0]]), dtype, trace_axes)
-    regulariser = strength(diag_reg)
+    arrays = {name: square(k_train_train if bare else getattr(k_train_train, name), label[name]) for name in names}
+    if not any_law:
+        require_gaussian(k_train_train, "k_train_train")
+    y = targets(y_train, len(arrays[names[0]]), jnp.result_type(*arrays.values()))
+    axes = OutputAxes.read(y.shape, trace_axes)
+    regulariser, variances = strength(diag_reg), noise_variances(noise, axes, len(y))
     factors = {}
-    for name, kernel in kernels.items():
-        factors[name] = factorise(kernel, regulariser, bool(diag_reg_absolute_scale))
+    for name, array in arrays.items():
+        (kernel,) = axes.matrix(array, label[name])
+        require_symmetric(kernel, label[name])
+        factors[name] = factorise(kernel, regulariser, bool(diag_reg_absolute_scale), variances)
         require_factored(factors[name], label[name])
-    return Predictor(kernels, factors, y)
+    return Predictor(factors, y, axes)

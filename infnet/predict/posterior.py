@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from infnet.errors import InputError
+from infnet.predict.axes import OutputAxes
 
 Array = jax.Array
 
@@ -49,27 +50,37 @@ class Info:
         return self.eigenvalue_max / self.eigenvalue_min
 
 
-@pytree()
+@pytree(meta=("axes",))
 @dataclass(frozen=True)
 class Gaussian:
-    """The predictive distribution at m test points; trailing axes of the targets are independent."""
+    """The predictive distribution at m test points; outputs along `trace_axes` are independent and alike."""
 
     mean: Array
     """(m, …), like the targets."""
     covariance: Array | None
-    """(m, m), the same for every trailing axis; None unless `k_test_test` was a matrix."""
+    """(m, m, …), of the shape of the kernel; None unless `k_test_test` was a full kernel."""
     variance: Array | None
-    """(m,), never negative; None unless `k_test_test` was given."""
+    """(m, …), its diagonal, without the traced axes, never negative; None unless `k_test_test` was given."""
     info: Info
+    axes: OutputAxes | None = None
+    """What the axes of the outputs are in the kernel; None where it has none of them."""
 
     def sample(self, key: Array, n: int = 1) -> Array:
-        """`n` joint draws, (n, m, …)."""
+        """`n` joint draws, (n, m, …); of each of several times of training, if it is of such, by itself."""
         if self.covariance is None:
             raise InputError(
                 "sampling needs the covariance between test points: pass the full (m, m) matrix as "
                 "k_test_test to the prediction function."
             )
-        eigenvalues, vectors = jnp.linalg.eigh(self.covariance)
-        root = vectors * jnp.sqrt(jnp.maximum(eigenvalues, 0))
-        noise = jax.random.normal(key, (n, *self.mean.shape), self.mean.dtype)
-        return self.mean + jnp.einsum("ij,nj...->ni...", root, noise)
+        axes = self.axes or OutputAxes.read(self.mean.shape, range(1, self.mean.ndim))
+        if self.mean.ndim > 1 + len(axes.sizes):
+
+            def draw(key: Array, mean: Array, covariance: Array) -> Array:
+                return Gaussian(mean, covariance, None, self.info, axes).sample(key, n)
+
+            return jax.vmap(draw, out_axes=1)(jax.random.split(key, len(self.mean)), self.mean, self.covariance)
+        matrix = axes.matrix(self.covariance, "the covariance")
+        eigenvalues, vectors = jnp.linalg.eigh(matrix)
+        root = vectors * jnp.sqrt(jnp.maximum(eigenvalues, 0))[:, None, :]
+        noise = jax.random.normal(key, (n, *axes.columns(self.mean).shape), self.mean.dtype)
+        return self.mean + axes.outputs(root @ noise)
