@@ -9,7 +9,20 @@ TESTS = Path(__file__).parent
 ADAPTERS = {"infnet_flax": "flax", "infnet_haiku": "haiku"}
 # What infnet itself depends on is always there, and so is pytest.
 OPTIONAL = frozenset(
-    {"diffrax", "flax", "haiku", "hypothesis", "matplotlib", "optax", "orbax", "rich", "sklearn", "cloudpickle"}
+    [
+        "cloudpickle",
+        "diffrax",
+        "flax",
+        "gpjax",
+        "haiku",
+        "hypothesis",
+        "matplotlib",
+        "optax",
+        "orbax",
+        "rich",
+        "sklearn",
+        "tinygp",
+    ]
 )
 
 
