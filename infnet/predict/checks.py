@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from infnet.errors import InputError, NumericalError
+from infnet.kernel import Law
 from infnet.predict.axes import OutputAxes
 
 Array = jax.Array
@@ -148,6 +149,11 @@ def noise_variances(noise: Any, axes: OutputAxes, n: int) -> Array:
 def require_gaussian(kernel: Any, label: str) -> None:
     """Raise `InputError` where a `Kernel` says that its output is not a Gaussian process of mean zero."""
     law = getattr(kernel, "law", None)
+    if law is not None and not isinstance(law, Law):
+        raise InputError(
+            f"{label} is of a model with several outputs, {jax.tree.structure(law, is_leaf=_is_law)}: choose one with "
+            'output=, for example `output=lambda y: y["logits"]`, when the kernel function is made'
+        )
     if law is None or (law.gaussian and law.zero_mean):
         return
     if law.gaussian:
@@ -161,6 +167,10 @@ def require_gaussian(kernel: Any, label: str) -> None:
         f"  why:    {why}\n"
         f"  remedy: {remedy}; or pass any_law=True, to predict with the Gaussian process of the same kernel"
     )
+
+
+def _is_law(x: Any) -> bool:
+    return isinstance(x, Law)
 
 
 def test_kernel(kernel: Any, name: str, get: str, axes: OutputAxes, m: int) -> Array:

@@ -91,3 +91,14 @@ def test_refusals():
         with pytest.raises(InputError, match="kernel_fn is the kernel of an output that is not a Gaussian process"):
             estimator(activations).fit(X, y)
     assert predict.Regressor(activations, any_law=True).fit(X, Y).predict(X).shape == (24,)
+
+
+def test_a_model_with_several_outputs():
+    def apply(params, x):
+        return {"a": x @ params, "b": -x @ params}
+
+    x = np.ones((3, 2), np.float32)
+    several = infnet.kernel_fn(apply, Prior(0.0, 1.0, shape=(2, 1), dtype="float32"), x)
+    for fit in (predict.Regressor(several).fit, predict.Classifier(several).fit):
+        with pytest.raises(InputError, match=r"several outputs.*choose one with output="):
+            fit(x, np.arange(3))
