@@ -92,19 +92,22 @@ class Axes:
             two: `(*shape2, ...)`, of which the complex conjugate is taken.
             dtype: that of the result, in which sums are formed too unless the factors are wider.
         """
-        one = one.reshape(*self.shape1, -1)
-        two = two.reshape(*self.shape2, -1).conj()
-        rest = 2 * len(self.shape1)
-        total = jnp.einsum(
-            one,
-            [*self._labels(1), rest],
-            two,
-            [*self._labels(2), rest],
-            list(self._kernel_labels),
+        # A product of matrices as they are stored: `jnp.einsum` would transpose the second one first.
+        total = lax.dot_general(
+            self._matrices(one, self.shape1),
+            self._matrices(two, self.shape2).conj(),
+            (((2,), (2,)), ((0,), (0,))),
             precision=lax.Precision.HIGHEST,
             preferred_element_type=jnp.promote_types(dtype, jnp.result_type(one, two)),
         )
-        return (total / max(1, self.n_traced)).astype(dtype)
+        return (self.in_order(total) / max(1, self.n_traced)).astype(dtype)
+
+    def _matrices(self, factor: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """`(diagonal, free, traced and all that comes after)` of `(*shape, ...)`."""
+        order = (*self.diagonal, *self.free, *self.traced, len(shape))
+        moved = factor.reshape(*shape, -1).transpose(order)
+        sizes = (math.prod(shape[k] for k in kind) for kind in (self.diagonal, self.free))
+        return moved.reshape(*sizes, -1)
 
     def rows(self, side: int) -> np.ndarray:
         """The numbers of the elements of an output, as `(diagonal, traced, free)`."""
