@@ -48,6 +48,35 @@ def one_of(name: str, value: Any, allowed: Sequence[str]) -> None:
         raise InputError(f"{name} must be {choices}, not {value!r}")
 
 
+def as_axes(axes: Any) -> tuple[Any, ...]:
+    """An axis or several as a tuple; of None, if they are neither."""
+    if isinstance(axes, int | np.integer):
+        return (axes,)
+    return tuple(axes) if isinstance(axes, Sequence) and not isinstance(axes, str) else (None,)
+
+
+def axis_numbers(axes: Any, rank: int, argument: str, name: str) -> tuple[int, ...]:
+    """The numbers of axes that may be counted from the end, in ascending order.
+
+    Args:
+        axes: an axis or a sequence of them.
+        rank: the number of axes there are.
+        argument, name: what passes them, and what has these axes, for errors.
+
+    Raises:
+        InputError: there is no such axis, or it is named twice.
+    """
+    given = as_axes(axes)
+    if any(isinstance(k, bool) or not isinstance(k, int | np.integer) for k in given):
+        raise InputError(f"{argument} must be an axis of {name} or a sequence of them, not {axes!r}")
+    if any(not -rank <= k < rank for k in given):
+        raise InputError(f"{argument}={axes!r}, but {name} has {rank} axes")
+    numbers = tuple(sorted({int(k) % rank for k in given}))
+    if len(numbers) != len(given):
+        raise InputError(f"{argument}={axes!r} names an axis of {name} twice")
+    return numbers
+
+
 def positive(name: str, value: Any) -> float:
     """`value` as a number above zero."""
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < math.inf:

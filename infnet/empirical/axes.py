@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from infnet.arguments import axis_numbers
 from infnet.errors import InputError
 
 
@@ -49,8 +50,8 @@ class Axes:
         """
         if len(shape1) != len(shape2):
             raise InputError(f"{name} has shape {shape1} for x1 but {shape2} for x2: they must have the same axes")
-        traced = _numbers(trace_axes, len(shape1), "trace_axes", name)
-        diagonal = _numbers(diagonal_axes, len(shape1), "diagonal_axes", name)
+        traced = axis_numbers(trace_axes, len(shape1), "trace_axes", name)
+        diagonal = axis_numbers(diagonal_axes, len(shape1), "diagonal_axes", name)
         both = set(traced) & set(diagonal)
         if both:
             raise InputError(f"axes {sorted(both)} of {name} are in trace_axes and in diagonal_axes: choose one")
@@ -146,15 +147,3 @@ class Axes:
         labels = zip(self._labels(1), self._labels(2), strict=True)
         kept = [pair for k, pair in enumerate(labels) if k not in self.traced]
         return tuple(label for pair in kept for label in dict.fromkeys(pair))
-
-
-def _numbers(axes: Any, rank: int, argument: str, name: str) -> tuple[int, ...]:
-    given = (axes,) if isinstance(axes, int | np.integer) else tuple(axes) if isinstance(axes, Sequence) else (None,)
-    if any(isinstance(k, bool) or not isinstance(k, int | np.integer) for k in given):
-        raise InputError(f"{argument} must be an axis of the output or a sequence of them, not {axes!r}")
-    if any(not -rank <= k < rank for k in given):
-        raise InputError(f"{argument}={axes!r}, but {name} has {rank} axes")
-    numbers = tuple(sorted({int(k) % rank for k in given}))
-    if len(numbers) != len(given):
-        raise InputError(f"{argument}={axes!r} names an axis of {name} twice")
-    return numbers

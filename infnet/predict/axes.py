@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from infnet.arguments import as_axes, axis_numbers
 from infnet.errors import InputError
 
 Array = jax.Array
@@ -55,7 +56,7 @@ class OutputAxes:
         rank = len(shape)
         if rank == 0:
             raise InputError("outputs must have the examples on axis 0, (n, ...); got a scalar")
-        if rank == 1 and _as_tuple(trace_axes) == (-1,):
+        if rank == 1 and as_axes(trace_axes) == (-1,):
             trace_axes = ()
         traced, diagonal = _numbers(trace_axes, rank, "trace_axes"), _numbers(diagonal_axes, rank, "diagonal_axes")
         if both := sorted({*traced} & {*diagonal}):
@@ -172,21 +173,8 @@ def _behind(n_lead: int, order: Sequence[int] | np.ndarray) -> list[int]:
     return [*range(n_lead), *(n_lead + int(k) for k in order)]
 
 
-def _as_tuple(axes: Any) -> tuple[Any, ...]:
-    if isinstance(axes, int | np.integer):
-        return (axes,)
-    return tuple(axes) if isinstance(axes, Sequence) and not isinstance(axes, str) else (None,)
-
-
 def _numbers(axes: Any, rank: int, argument: str) -> Shape:
-    given = _as_tuple(axes)
-    if any(isinstance(k, bool) or not isinstance(k, int | np.integer) for k in given):
-        raise InputError(f"{argument} must be an axis of the outputs or a sequence of them, not {axes!r}")
-    if any(not -rank <= k < rank for k in given):
-        raise InputError(f"{argument}={axes!r}, but the outputs have {rank} axes, the examples included")
-    numbers = tuple(sorted({int(k) % rank for k in given}))
-    if len(numbers) != len(given):
-        raise InputError(f"{argument}={axes!r} names an axis of the outputs twice")
+    numbers = axis_numbers(axes, rank, argument, "the array of outputs")
     if 0 in numbers:
         raise InputError(f"{argument}={axes!r} holds axis 0 of the outputs, that of the examples")
     return numbers

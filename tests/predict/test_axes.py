@@ -89,7 +89,7 @@ def test_a_mismatch_is_explained(shape, trace_axes, kernel, message):
 @pytest.mark.parametrize(
     ("trace_axes", "diagonal_axes", "message"),
     [
-        ((4,), (), "the outputs have 4 axes"),
+        ((4,), (), "the array of outputs has 4 axes"),
         ((0,), (), "axis 0 of the outputs"),
         ((), (-4,), "axis 0 of the outputs"),
         ((1, -3), (), "twice"),
