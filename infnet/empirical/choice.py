@@ -83,8 +83,8 @@ def choose(programs: Mapping[str, Any], arguments: Sequence[Any], memory_limit: 
     What XLA compiles here is not compiled again when the program is called with arrays.
 
     Args:
-        programs: jitted functions that compute the same, by name; the first is taken unless another one is clearly
-            cheaper.
+        programs: jitted functions that compute the same, by name; an earlier one is taken unless a later one is
+            clearly cheaper.
         arguments: those they are called with; traced ones stand for their shapes.
         memory_limit: bytes.
     """
@@ -114,7 +114,10 @@ def choose(programs: Mapping[str, Any], arguments: Sequence[Any], memory_limit: 
         fitting = [name for name in costs if (costs[name].memory or 0) <= memory_limit]
     if not fitting:
         return Choice(min(costs, key=lambda name: costs[name].memory or 0), costs, memory_limit)
-    chosen = min(fitting, key=lambda name: costs[name].work * (1 if name == first else MARGIN))
+    chosen = fitting[0]
+    for name in fitting[1:]:
+        if MARGIN * costs[name].work < costs[chosen].work:
+            chosen = name
     return Choice(chosen, costs, memory_limit)
 
 
