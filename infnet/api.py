@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from copy import copy
-from dataclasses import dataclass, replace
-from functools import partial
-from operator import itemgetter
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infnet.accuracy import largest_variances, raise_not_finite, series_nodes, settled
 from infnet.arguments import (
     BY_PARAM,
     NAMES,
@@ -27,21 +23,18 @@ from infnet.arguments import (
     one_of,
     positive,
 )
-from infnet.computation import Computation
+from infnet.batching.blocks import Blocks
 from infnet.context import Weights
-from infnet.errors import InputError, NumericalError
+from infnet.errors import InputError
 from infnet.execute import Given
 from infnet.explain import Explanation, explain
-from infnet.float64 import in_float64
 from infnet.kernel import Kernel
 from infnet.model import Model
 from infnet.priors import check_readable
+from infnet.running import Options, Runner, Task
+from infnet.tiling import mirrored
 
 PyTree = Any
-# What is compiled for the kernels in the tuple: a function of the weights and the inputs.
-Make = Callable[[Computation, Sequence[str]], Callable[..., Any]]
-# The variances of other examples may be larger than those of the ones at hand.
-MARGIN = 2.0
 
 
 def kernel_fn(
@@ -107,16 +100,6 @@ def kernel_fn(
     return KernelFn(model, weights, options)
 
 
-@dataclass(frozen=True)
-class Options:
-    """How kernels are computed; see `kernel_fn`."""
-
-    parameterization: str
-    precision: str
-    tol: float
-    q_max: float | None
-
-
 class KernelFn:
     """A kernel function: `k(x1, x2)` computes the kernels of a model between two sets of examples."""
 
@@ -125,15 +108,13 @@ class KernelFn:
         self._model = model
         self._weights = weights
         self._options = options
-        self._computations: dict[InputKind, Computation] = {}
-        self._variances: dict[InputKind, dict[int, float]] = {}
-        self._compiled: dict[Any, Any] = {}
+        self._runner = Runner(model, options)
         self._error: float | None = None
         # What has no kernel is refused now, rather than at the first call.
         kind = model.inputs.kind
-        self._computation(kind).plan(("nngp",), (1, 2))
+        self._runner.computation(kind).plan(("nngp",), (1, 2))
         if model.inputs.values is not None:
-            self._settle(kind, model.inputs.values)
+            self._runner.settle(weights, kind, model.inputs.values)
 
     # Calling
 
@@ -160,25 +141,52 @@ class KernelFn:
         names = names_of(get)
         if isinstance(x1, Kernel) and x2 is None:
             return self._composed(x1, get, names)
+        kind, inputs1, inputs2 = self._read(x1, x2)
+        sharded = _may_be_sharded([*inputs1, *inputs2])
+        values = self._run(Task("matrix", names, x2 is None, sharded), kind, inputs1, inputs2)
+        return self._picked(values, kind, get, names, symmetric=x2 is None)
+
+    def _read(self, x1: PyTree, x2: PyTree) -> tuple[InputKind, list[jax.Array], list[jax.Array]]:
         inputs1 = self._model.inputs.read(x1, "x1")
         inputs2 = inputs1 if x2 is None else self._model.inputs.read(x2, "x2")
         kind, other = kind_of(inputs1), kind_of(inputs2)
         if kind != other:
             raise InputError(f"x1 and x2 have different dtypes: {kind.dtypes} and {other.dtypes}")
-        sharded = _may_be_sharded([*inputs1, *inputs2])
+        return kind, inputs1, inputs2
 
-        def make(computation: Computation, names: Sequence[str]) -> Callable[..., Any]:
-            return computation.matrix(names, symmetric=x2 is None, sharded=sharded)
+    def blocks(self, x1: PyTree, x2: PyTree = None, get: Any = None) -> Blocks:
+        """The kernels in blocks of examples, as `infnet.batch` and `infnet.compute` need them.
 
-        values = self._run(("matrix", x2 is None, sharded), make, names, kind, inputs1, inputs2)
-        return self._picked(values, kind, get, names, symmetric=x2 is None)
+        Arguments and errors are those of a call, but for a `Kernel` as input.
+        """
+        names = names_of(get)
+        kind, inputs1, inputs2 = self._read(x1, x2)
+        matrices = tuple(n for n in names if n in (*NAMES, BY_PARAM))
+        runner, weights = self._runner, self._weights
+        stages = runner.stages(matrices, weights, kind, inputs1, None if x2 is None else inputs2)
+
+        def finish(kernels: Mapping[str, Any], notes: Mapping[str, Any]) -> PyTree:
+            values = {**kernels, **notes}
+            if get is None:
+                both = (inputs1,) if x2 is None else (inputs1, inputs2)
+                own = [runner.compute(Task("single", ()), weights, kind, x) for x in both]
+                values.update(runner.computation(kind).in_kernel(own[0], own[-1]))
+            return self._picked(values, kind, get, names, symmetric=x2 is None)
+
+        def check(notes: Mapping[str, Any], rows: slice, columns: slice) -> None:
+            parts = ([a[part] for a in x] for x, part in ((inputs1, rows), (inputs2, columns)))
+            runner.check(notes, matrices, weights, kind, *parts)
+
+        symmetric = x2 is None and runner.computation(kind).mirrored
+        own_block = stages.own_block if x2 is None else None
+        mirror = mirrored if symmetric else None
+        return Blocks(weights, stages.one, stages.two, stages.block, own_block, mirror, finish, check)
 
     def _composed(self, kernel: Kernel, get: Any, names: tuple[str, ...]) -> Any:
         kind, moments = self._model.inputs.moments(kernel, self.parameterization)
         if BY_PARAM in names:
             raise InputError(f"{BY_PARAM!r} is that of inputs: a Kernel does not say how its NTK is made up")
-        make = partial(Computation.composed, symmetric=kernel.symmetric)
-        values = self._run(("composed", kernel.symmetric), make, names, kind, *moments)
+        values = self._run(Task("composed", names, kernel.symmetric), kind, *moments)
         values["error"] = jnp.maximum(values["error"], kernel.error)
         return self._picked(values, kind, get, names, symmetric=kernel.symmetric)
 
@@ -187,8 +195,13 @@ class KernelFn:
         names = names_of(NAMES if get is None else get)
         inputs = self._model.inputs.read(x, "x")
         kind = kind_of(inputs)
-        values = self._run(("diagonal",), Computation.diagonal, names, kind, inputs)
+        values = self._run(Task("diagonal", names), kind, inputs)
         return self._picked(values, kind, names if get is None else get, names)
+
+    def _run(self, task: Task, kind: InputKind, *inputs: Given) -> dict[str, Any]:
+        values = self._runner.run(task, self._weights, kind, *inputs)
+        self._error = None if isinstance(values["error"], jax.core.Tracer) else float(values["error"])
+        return values
 
     def _picked(
         self, values: Mapping[str, Any], kind: InputKind, get: Any, names: Sequence[str], *, symmetric: bool = False
@@ -205,7 +218,7 @@ class KernelFn:
         return self._tree_of([named_kernels(tuple(names))(*arrays) for arrays in rows])
 
     def _kernels(self, values: Mapping[str, Any], kind: InputKind, symmetric: bool) -> list[Kernel]:
-        pairs, names = self._computation(kind).program.outputs, names_of(None)
+        pairs, names = self._runner.computation(kind).program.outputs, names_of(None)
         rows = zip(*(values[n] for n in names), strict=True)
         own = {"error": values["error"], "parameterization": self.parameterization, "symmetric": symmetric}
         return [
@@ -218,13 +231,13 @@ class KernelFn:
 
     def explain(self) -> Explanation:
         """A printable table: one row per step of the kernel computation, in order."""
-        computation, model = self._computation(self._model.inputs.kind), self._model
+        computation, model = self._runner.computation(self._model.inputs.kind), self._model
         return explain(computation, model.paths, model.priors, self._options.precision, self._error)
 
     @property
     def law(self) -> PyTree:
         """What is known of the law of the output besides its kernels, as `Kernel.law`."""
-        program = self._computation(self._model.inputs.kind).program
+        program = self._runner.computation(self._model.inputs.kind).program
         return self._tree_of([pair.law for pair in program.outputs])
 
     # Hyperparameters
@@ -254,7 +267,7 @@ class KernelFn:
         for path, new, prior in zip(self._model.paths, stds, self._model.priors, strict=True):
             if np.shape(new) != np.shape(prior.std):
                 raise InputError(f"the std of {path!r} has shape {np.shape(prior.std)}, not {np.shape(new)}")
-        for leaf in self._computation(self._model.inputs.kind).program.fixed_scales:
+        for leaf in self._runner.computation(self._model.inputs.kind).program.fixed_scales:
             if not isinstance(stds[leaf], jax.core.Tracer) and np.any(np.asarray(stds[leaf])):
                 raise InputError(
                     f"{self._model.paths[leaf]!r} multiplies a feature and starts as a constant; with a standard "
@@ -273,103 +286,6 @@ class KernelFn:
         return (
             f"KernelFn(inputs {shapes}, {self.parameterization} parameterization, {len(self._model.paths)} parameters)"
         )
-
-    # Running
-
-    def _run(
-        self,
-        key: tuple[Any, ...],
-        make: Make,
-        names: tuple[str, ...],
-        kind: InputKind,
-        *inputs: Given,
-    ) -> dict[str, Any]:
-        """Compile, compute, and check what outside of `jit` can be checked.
-
-        `inputs`: x1, x2, and the pairs of them if the input is random itself.
-        """
-        traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((self._weights, inputs)))
-        if not traced:
-            self._settle_at_first(kind, inputs[0])
-        values = self._compute(key, make, names, kind, inputs)
-        if not traced and float(values["error"]) > self._options.tol:
-            for x in inputs[:2]:
-                self._settle(kind, x)
-            values = self._compute(key, make, names, kind, inputs)
-            self._check_error(float(values["error"]))
-        self._error = None if traced else float(values["error"])
-        finite = values.pop("finite")
-        if not traced and not finite:
-            self._raise_not_finite(values, kind, inputs)
-        return values
-
-    def _compute(self, key: Any, make: Make, names: tuple[str, ...], kind: InputKind, inputs: Any) -> dict[str, Any]:
-        computation = self._computation(kind)
-        key = (kind, *key, names, tuple(computation.activations.values()))
-        if key not in self._compiled:
-            with self._float64(kind):
-                function = make(computation, tuple(dict.fromkeys("ntk" if n == BY_PARAM else n for n in names)))
-            if BY_PARAM in names:
-                function = computation.by_param(function)
-            self._compiled[key] = jax.jit(in_float64(function) if self._widens(kind) else function)
-        return dict(self._compiled[key](self._weights, *inputs))
-
-    def _computation(self, kind: InputKind) -> Computation:
-        if kind not in self._computations:
-            with self._float64(kind):
-                program = self._model.program(kind, self._widens(kind))
-                # Sums of products of half-precision inputs are formed in float32.
-                dtype = jnp.promote_types(program.trace.avals[program.trace.outputs[0]].dtype, jnp.float32)
-            self._computations[kind] = Computation(program, self.parameterization == "ntk", dtype)
-        return self._computations[kind]
-
-    def _widens(self, kind: InputKind) -> bool:
-        return self._options.precision == "highest" and jnp.float64 not in kind.dtypes
-
-    def _float64(self, kind: InputKind) -> AbstractContextManager[Any]:
-        return jax.enable_x64(True) if self._widens(kind) else nullcontext()
-
-    # Series
-
-    def _settle_at_first(self, kind: InputKind, x: Given) -> None:
-        if kind not in self._variances:
-            given = None if kind.law else self._model.inputs.values
-            self._settle(kind, x if given is None else given)
-
-    def _settle(self, kind: InputKind, x: Given) -> None:
-        """Give the series as many terms as the examples `x` need, and at least as many as they had."""
-        computation, known = self._computation(kind), self._variances.get(kind, {})
-        plan = computation.plan(("nngp",), (1, 2))
-        if not series_nodes(plan):
-            self._variances[kind] = {}
-            return
-        with self._float64(kind):
-            found = largest_variances(computation, plan, self._weights, x)
-        given = self._options.q_max
-        largest = {i: max(known.get(i, 0.0), q if given is None else given) for i, q in found.items()}
-        activations = settled(computation, plan, self._options.tol, largest, MARGIN if given is None else 1.0)
-        self._computations[kind] = replace(computation, activations=activations)
-        self._variances[kind] = largest
-
-    def _check_error(self, error: float) -> None:
-        if error > self._options.tol:
-            raise NumericalError(
-                f"the kernel of a layer has a relative error of up to {error:.2g}, above tol={self._options.tol:g}\n"
-                "  why:    a series has too few terms for the variances of these examples (with q_max= below them), or "
-                "rounding errors are this large (a bounded piecewise activation at large variances)\n"
-                '  remedy: precision="highest", a larger q_max=, smaller weights, or a larger tol='
-            )
-
-    def _raise_not_finite(self, values: Mapping[str, Any], kind: InputKind, inputs: Sequence[Given]) -> None:
-        kernels = [k for n in NAMES for k in values.get(n, []) if not bool(jnp.isfinite(k).all())]
-        first = np.argwhere(~np.isfinite(np.asarray(kernels[0])))[0]
-        x1, x2, *pairs = inputs if len(inputs) > 1 else (*inputs, *inputs)
-        i, j = int(first[0]), int(first[min(1, len(inputs) - 1)])
-        places = [(1, i, x1), (2, j, x2), *((0, (i, j), x) for x in pairs)]
-        examples = {side: jax.tree.map(itemgetter(place), x) for side, place, x in places}
-        with self._float64(kind):
-            computation = self._computation(kind)
-            raise_not_finite(computation, computation.plan(NAMES, (1, 2)), self._weights, examples)
 
 
 def _may_be_sharded(inputs: Sequence[jax.Array]) -> bool:

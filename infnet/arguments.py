@@ -269,3 +269,43 @@ def _matches(path: str, pattern: str) -> bool:
     short = pattern.removeprefix("params/")
     patterns = [pattern, f"{pattern}/*", short, f"{short}/*"]
     return any(fnmatch.fnmatchcase(p, q) for p in (path, path.removeprefix("params/")) for q in patterns)
+
+
+class StaticArguments:
+    """A pytree of arguments without its arrays, which are traced where these are not."""
+
+    def __init__(self, rest: list[Any], tree: Any):
+        self._rest, self._tree = rest, tree
+        self.key = (tuple(rest), tree)
+
+    @property
+    def hashable(self) -> bool:
+        """Whether they can be the key of what was compiled for them."""
+        try:
+            hash(self.key)
+        except TypeError:
+            return False
+        return True
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, StaticArguments) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def joined(self, arrays: Sequence[Any]) -> Any:
+        """The arguments with these arrays."""
+        waiting = iter(arrays)
+        return jax.tree.unflatten(self._tree, [next(waiting) if x is _ARRAY else x for x in self._rest])
+
+
+_ARRAY = object()
+
+
+def split_arguments(arguments: PyTree) -> tuple[list[Any], StaticArguments]:
+    """The arrays of a pytree, which are traced, and everything else, which is not."""
+    leaves, tree = jax.tree.flatten(arguments)
+    is_array = [isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves]
+    arrays = [leaf for leaf, found in zip(leaves, is_array, strict=True) if found]
+    rest = [_ARRAY if found else leaf for leaf, found in zip(leaves, is_array, strict=True)]
+    return arrays, StaticArguments(rest, tree)

@@ -28,7 +28,7 @@ from infnet.program import OutputPair, Program
 from infnet.results import Values
 from infnet.rules import rule
 from infnet.schedule import Schedule
-from infnet.tiling import matrix, symmetric_matrix, tile_sizes
+from infnet.tiling import examples_at_once, matrix, symmetric_matrix, tile_sizes
 
 Arrays = dict[str, Any]  # a list of arrays for each kernel, one for each pair of outputs
 Examples = Sequence[jax.Array]
@@ -78,29 +78,15 @@ class Computation:
             sharded: examples may be spread over devices, so every pair is computed where its row is.
         """
         wanted = [n for n in names if n in NAMES]
-        plan = self.plan(wanted, (1, 2))
-        schedule = self.schedule(plan)
-        own = self._own([*wanted, *self._means()] if "mean1" in names else wanted)
+        pairs = _Pairs(self, wanted)
+        own = self._own([*wanted, *self._means()] if "mean1" in names else wanted, sharded)
 
         def of_pairs(weights: Weights, x1: Examples, x2: Examples) -> Arrays:
-            context = self.context(weights)
-
-            def of_example(side: int) -> Callable[[Examples], Values]:
-                return jax.vmap(lambda x: example_values(schedule, self.program.trace, context, side, x))
-
-            def of_pair(one: Values, two: Values) -> Arrays:
-                return self._outputs(*pair_moments(schedule, context, {1: one, 2: two}), wanted)
-
-            def block(rows: Any, columns: Any) -> Arrays:
-                return jax.vmap(jax.vmap(of_pair, (None, 0)), (0, None))(rows, columns)
-
-            rows, columns = of_example(1)(x1), of_example(2)(x2)
-            mirrored = symmetric and not sharded and not any(pair.is_cross for pair in self.program.outputs)
+            rows, columns = pairs.of_examples(weights, 1, x1), pairs.of_examples(weights, 2, x2)
             devices = jax.device_count() if sharded else 1
-            tile = tile_sizes(plan, x1[0].shape[0], x2[0].shape[0], mirrored, devices)
-            if mirrored:
-                return symmetric_matrix(lambda r, c: block(r[0], c[1]), (rows, columns), tile[0])
-            return matrix(block, rows, columns, tile)
+            if symmetric and not sharded and self.mirrored:
+                return pairs.symmetric(weights, rows, columns)
+            return pairs.matrix(weights, rows, columns, devices)
 
         def kernels(weights: Weights, x1: Examples, x2: Examples) -> Arrays:
             one = own(weights, x1) if symmetric or "cov1" in names else {}
@@ -109,10 +95,52 @@ class Computation:
                 values.update({n: _with_diagonals(values[n], one[n], sharded) for n in wanted})
             values["error"] = self._worst(values)
             if "cov1" in names:
-                values.update(self._of_examples(one, one if symmetric else own(weights, x2)))
+                values.update(self.in_kernel(one, one if symmetric else own(weights, x2)))
             return {**values, "finite": _all_finite(values) | ~_all_finite([*x1, *x2])}
 
         return kernels
+
+    def staged(self, names: Sequence[str]) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
+        """`matrix` in two stages: what is computed of each example by itself, and then of blocks of pairs.
+
+        Args:
+            names: "nngp", "ntk" or both.
+
+        Returns:
+            `of_examples(weights, x, sides)`, where the sides are (1,), (2,), or both if x2 is x1;
+            `block(weights, rows, columns)`, of what it returned, and `own_block(weights, rows)` of examples with
+            themselves, which return the kernels and as notes `error`, the largest bound, and `failed`, whether a kernel
+            of finite examples is not finite.
+        """
+        pairs, own = _Pairs(self, names), self._own(names)
+
+        def of_examples(weights: Weights, x: Examples, sides: tuple[int, ...]) -> Any:
+            found: dict[str, Any] = {f"side{side}": pairs.of_examples(weights, side, x) for side in sides}
+            if len(sides) > 1:
+                found["own"] = own(weights, x)
+            return {**found, "finite": jax.vmap(lambda example: _all_finite([*example]))(x)}
+
+        def block(weights: Weights, rows: Any, columns: Any) -> tuple[Arrays, Arrays]:
+            values = pairs.matrix(weights, rows["side1"], columns["side2"])
+            return noted(values, rows, columns)
+
+        def own_block(weights: Weights, rows: Any) -> tuple[Arrays, Arrays]:
+            values = pairs.matrix(weights, rows["side1"], rows["side2"])
+            values.update({n: _with_diagonals(values[n], rows["own"][n], sharded=False) for n in names})
+            return noted(values, rows, rows)
+
+        def noted(values: Arrays, rows: Any, columns: Any) -> tuple[Arrays, Arrays]:
+            kernels = {n: values[n] for n in names}
+            finite = rows["finite"][:, None] & columns["finite"]
+            wrong = [(~jnp.isfinite(k).all(range(2, k.ndim)) & finite).any() for k in jax.tree.leaves(kernels)]
+            return kernels, {"error": self._worst(values), "failed": jnp.stack(wrong).any()}
+
+        return of_examples, block, own_block
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether the kernels of x2 and x1 are those of x1 and x2 with every axis exchanged with its partner."""
+        return not any(pair.is_cross for pair in self.program.outputs)
 
     def composed(self, names: Sequence[str], *, symmetric: bool) -> Callable[..., Arrays]:
         """The function of (weights, x1, x2, pairs) that computes everything in `names` if the input is random itself.
@@ -132,7 +160,7 @@ class Computation:
                 return jax.vmap(lambda x: example_values(schedule, self.program.trace, context, side, x))
 
             def of_pair(one: Values, two: Values, pair: InputMoments) -> Arrays:
-                return self._outputs(*pair_moments(schedule, context, {1: one, 2: two}, pair), wanted)
+                return self.outputs(*pair_moments(schedule, context, {1: one, 2: two}, pair), wanted)
 
             columns = of_example(2)(x2)
 
@@ -148,7 +176,7 @@ class Computation:
                 values.update({n: _with_diagonals(values[n], one[n], sharded=False) for n in wanted})
             values["error"] = self._worst(values)
             if "cov1" in names:
-                values.update(self._of_examples(one, one if symmetric else own(weights, x2)))
+                values.update(self.in_kernel(one, one if symmetric else own(weights, x2)))
             return {**values, "finite": _all_finite(values) | ~_all_finite([x1, x2, pairs])}
 
         return kernels
@@ -168,6 +196,10 @@ class Computation:
 
         return kernels
 
+    def of_single_examples(self) -> Callable[..., Arrays]:
+        """The function of (weights, x) that computes "nngp" of each example with itself, and "mean" if it has one."""
+        return self._own(["nngp", *self._means()])
+
     def _means(self) -> list[str]:
         """["mean"] if the means of the outputs are not all zero, and have rules."""
         laws = [pair.law for pair in self.program.outputs]
@@ -178,7 +210,7 @@ class Computation:
             return ["mean"]
         return []
 
-    def _of_examples(self, one: Arrays, two: Arrays) -> Arrays:
+    def in_kernel(self, one: Arrays, two: Arrays) -> Arrays:
         """What is computed of single examples, by its names in a `Kernel`."""
         nothing = [None] * len(self.program.outputs)
         found = {f"cov{k}": own["nngp"] for k, own in ((1, one), (2, two))}
@@ -200,18 +232,24 @@ class Computation:
         errors = values.get("error", jnp.zeros((), self.dtype))
         return jnp.where(jnp.isnan(errors), 0, errors).max(initial=0)
 
-    def _own(self, names: Sequence[str]) -> Callable[..., Arrays]:
+    def _own(self, names: Sequence[str], sharded: bool = False) -> Callable[..., Arrays]:
         """The function of (weights, examples) that computes the moments of each example with itself."""
-        schedule = self.schedule(self.plan(names, (1, 1)))
+        plan = self.plan(names, (1, 1))
+        schedule, at_once = self.schedule(plan), examples_at_once(plan)
 
         def moments(weights: Weights, x: Given) -> Arrays:
             context = self.context(weights)
             values = example_values(schedule, self.program.trace, context, 1, x)
-            return self._outputs(*pair_moments(schedule, context, {1: values}), names)
+            return self.outputs(*pair_moments(schedule, context, {1: values}), names)
 
-        return jax.vmap(moments, (None, 0))
+        def of_all(weights: Weights, x: Given) -> Arrays:
+            if sharded or len(jax.tree.leaves(x)[0]) <= at_once:
+                return jax.vmap(moments, (None, 0))(weights, x)
+            return jax.lax.map(partial(moments, weights), x, batch_size=at_once)
 
-    def _outputs(self, found: Sequence[Any], error: jax.Array | None, names: Sequence[str]) -> Arrays:
+        return of_all
+
+    def outputs(self, found: Sequence[Any], error: jax.Array | None, names: Sequence[str]) -> Arrays:
         """For each name the kernels (or means) of all pairs of outputs, with positions in natural order."""
         rest = iter(found)
         values: Arrays = {name: [] for name in names}
@@ -227,6 +265,40 @@ class Computation:
             mean = _mean_over_channels(pair, own, pair.one.sizes, self.dtype)
             values["mean"].append(mean.mean(pair.one.averaged))
         return values if error is None else {**values, "error": error}
+
+
+class _Pairs:
+    """Kernels of pairs of examples, from what is known of each."""
+
+    def __init__(self, computation: Computation, names: Sequence[str]):
+        self._computation, self._names = computation, names
+        self._plan = computation.plan(names, (1, 2))
+        self._schedule = computation.schedule(self._plan)
+
+    def of_examples(self, weights: Weights, side: int, x: Examples) -> Values:
+        """What is known of examples of x1 (side 1) or x2 (side 2), with their axis first."""
+        context, trace = self._computation.context(weights), self._computation.program.trace
+        return jax.vmap(lambda example: example_values(self._schedule, trace, context, side, example))(x)
+
+    def matrix(self, weights: Weights, rows: Values, columns: Values, devices: int = 1) -> Arrays:
+        """The kernels of all pairs; rows may be spread over devices."""
+        n1, n2 = (len(jax.tree.leaves(values)[0]) for values in (rows, columns))
+        tile = tile_sizes(self._plan, n1, n2, False, devices)
+        return matrix(partial(self._block, weights), rows, columns, tile)
+
+    def symmetric(self, weights: Weights, rows: Values, columns: Values) -> Arrays:
+        """The kernels of all pairs of the same examples, every unordered pair of tiles once."""
+        n = len(jax.tree.leaves(rows)[0])
+        tile, _ = tile_sizes(self._plan, n, n, True)
+        return symmetric_matrix(lambda r, c: self._block(weights, r[0], c[1]), (rows, columns), tile)
+
+    def _block(self, weights: Weights, rows: Values, columns: Values) -> Arrays:
+        context = self._computation.context(weights)
+
+        def of_pair(one: Values, two: Values) -> Arrays:
+            return self._computation.outputs(*pair_moments(self._schedule, context, {1: one, 2: two}), self._names)
+
+        return jax.vmap(jax.vmap(of_pair, (None, 0)), (0, None))(rows, columns)
 
 
 def _in_order(pair: OutputPair, block: jax.Array) -> jax.Array:

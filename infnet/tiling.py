@@ -37,6 +37,12 @@ def tile_sizes(plan: Plan, n1: int, n2: int, symmetric: bool, devices: int = 1) 
     return _rows(n1, shares * max(1, pairs // columns), shares), columns
 
 
+def examples_at_once(plan: Plan) -> int:
+    """How many examples make the largest block of a plan for single examples as large as a tile."""
+    blocks = [s.request.layout.shape for s in plan.steps if isinstance(s.request, Ask)]
+    return max(1, TILE_ENTRIES // max((math.prod(shape) for shape in blocks), default=1))
+
+
 def _rows(n: int, most: int, shares: int) -> int:
     """As `_even`; but if it can be, and at most twice as small, so that every share has equally many rows of a tile."""
     parts = -(-n // most)
@@ -97,13 +103,18 @@ def symmetric_matrix(block: Callable[[PyTree, PyTree], PyTree], x: PyTree, tile:
     below = np.arange(p)[:, None] > np.arange(p)
 
     def mirror(t: jax.Array) -> jax.Array:
-        both = jnp.where(below.reshape((p, p, *(1,) * (t.ndim - 1))), _transposed(t)[number], t[number])
+        both = jnp.where(below.reshape((p, p, *(1,) * (t.ndim - 1))), transposed(t)[number], t[number])
         return _joined(jnp.swapaxes(both, 1, 2), n, n)
 
     return jax.tree.map(mirror, tiles)
 
 
-def _transposed(tiles: jax.Array) -> jax.Array:
+def mirrored(matrices: PyTree) -> PyTree:
+    """Arrays `(n1, n2, h, h', ...)` with x1 and x2 exchanged."""
+    return jax.tree.map(lambda k: transposed(k[None])[0], matrices)
+
+
+def transposed(tiles: jax.Array) -> jax.Array:
     """Tiles `(count, a, b, h, h', ...)` with x1 and x2 exchanged."""
     order = [0, *(axis + 1 if axis % 2 else axis - 1 for axis in range(1, tiles.ndim))]
     return jnp.transpose(tiles, order)

@@ -110,6 +110,12 @@ class Axes:
         sizes = (math.prod(shape[k] for k in kind) for kind in (self.diagonal, self.free))
         return moved.reshape(*sizes, -1)
 
+    def mirrored(self, kernel: jax.Array) -> jax.Array:
+        """The kernel with x1 and x2 exchanged, whatever the numbers of examples: (n2, n1, h', h, c', c)."""
+        one, two = self._labels(1), self._labels(2)
+        exchanged = dict(zip(one, two, strict=True)) | dict(zip(two, one, strict=True))
+        return kernel.transpose([self._kernel_labels.index(exchanged[k]) for k in self._kernel_labels]).conj()
+
     def rows(self, side: int) -> np.ndarray:
         """The numbers of the elements of an output, as `(diagonal, traced, free)`."""
         shape = self.shape1 if side == 1 else self.shape2

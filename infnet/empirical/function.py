@@ -3,32 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from infnet.arguments import NAMES, names_of
+from infnet.arguments import NAMES, names_of, split_arguments
+from infnet.batching.blocks import Blocks, as_arrays
 from infnet.empirical.choice import Choice, choose
 
 PyTree = Any
 Get = str | tuple[str, ...]
+TYPICAL_TILE = 32  # examples
 
 
 class EmpiricalKernelFn:
     """The kernels of a network with given parameters, as a function; `infnet.empirical_kernel_fn` makes it."""
 
-    def __init__(self, compute: Callable[..., PyTree], implementations: Sequence[str], memory_limit: int):
+    def __init__(
+        self,
+        compute: Callable[..., PyTree],
+        mirror_of: Callable[..., Callable[[PyTree], PyTree]],
+        implementations: Sequence[str],
+        memory_limit: int,
+    ):
         """A function for these computations.
 
         Args:
             compute: `(implementation, get, kwargs, x1, x2, params) -> kernels`.
+            mirror_of: `(kwargs, x, params) -> mirror`, which exchanges x1 and x2 in kernels of such examples; raises if
+                the examples depend on each other.
             implementations: the names of those to choose from.
             memory_limit: bytes that the one which is chosen should stay within.
         """
-        self._compute, self._implementations, self._memory_limit = compute, tuple(implementations), memory_limit
+        self._compute, self._mirror_of = compute, mirror_of
+        self._implementations, self._memory_limit = tuple(implementations), memory_limit
         self._programs: dict[Hashable, dict[str, Any]] = {}
         self._choices: dict[Hashable, Choice] = {}
 
@@ -44,12 +55,29 @@ class EmpiricalKernelFn:
         """The implementation that a call with these arguments uses, and what it costs, to print; nothing is run."""
         return self._choice(get, *self._prepared(x1, x2, get, params, kwargs))
 
+    def blocks(self, x1: PyTree, x2: PyTree | None, get: Any, params: PyTree, **kwargs: Any) -> Blocks:
+        """The kernels in blocks of examples; see `infnet.batch`.
+
+        Raises:
+            BatchAxisError: the examples of a batch are not proved to be independent of each other.
+        """
+        one = as_arrays(x1, "x1")
+        two = one if x2 is None else as_arrays(x2, "x2")
+        mirror = self._mirror_of(kwargs, one, params)
+        # The choice for all tiles is that for one of them, of an ordinary size.
+        some, others = (jax.tree.map(lambda a: a[:TYPICAL_TILE], x) for x in (one, two))
+        programs, (_, _, *shared) = self._prepared(some, others, get, params, kwargs)
+        chosen = self._choice(get, programs, (some, others, *shared)).implementation if len(programs) > 1 else None
+        block = _Block(programs[chosen] if chosen else next(iter(programs.values())))
+        own = x2 is None
+        return Blocks(tuple(shared), one, two, block, block.own if own else None, mirror if own else None)
+
     def _prepared(
         self, x1: PyTree, x2: PyTree | None, get: Any, params: PyTree, kwargs: Mapping[str, Any]
     ) -> tuple[dict[str, Any], tuple[Any, ...]]:
         """A jitted function for each implementation, and its arguments."""
         names = _names(get)
-        arrays, static = _split(kwargs)
+        arrays, static = split_arguments(kwargs)
 
         def compute(name: str, x1: PyTree, x2: PyTree, params: PyTree, arrays: list[Any]) -> PyTree:
             return self._compute(name, names, static.joined(arrays), x1, x2, params)
@@ -76,6 +104,10 @@ class OfOneKind:
     def __init__(self, kernel_fn: EmpiricalKernelFn, get: str):
         self._kernel_fn, self._get = kernel_fn, get
 
+    def blocks(self, x1: PyTree, x2: PyTree | None, params: PyTree, **kwargs: Any) -> Blocks:
+        """As `EmpiricalKernelFn.blocks`."""
+        return self._kernel_fn.blocks(x1, x2, self._get, params, **kwargs)
+
     def __call__(self, x1: PyTree, x2: PyTree | None, params: PyTree, **kwargs: Any) -> PyTree:
         """The kernel of x1 and x2; see `infnet.empirical_kernel_fn`."""
         return self._kernel_fn(x1, x2, self._get, params, **kwargs)
@@ -85,39 +117,19 @@ class OfOneKind:
         return self._kernel_fn.explain(x1, x2, self._get, params, **kwargs)
 
 
+@dataclass(frozen=True)
+class _Block:
+    """A block of kernels by a jitted function `(x1, x2, params, arrays)`."""
+
+    program: Callable[..., PyTree]
+
+    def __call__(self, shared: tuple[Any, ...], rows: PyTree, columns: PyTree) -> tuple[PyTree, PyTree]:
+        return self.program(rows, columns, *shared), ()
+
+    def own(self, shared: tuple[Any, ...], rows: PyTree) -> tuple[PyTree, PyTree]:
+        """Of examples with themselves."""
+        return self.program(rows, None, *shared), ()
+
+
 def _names(get: Any) -> Get:
     return get if isinstance(get, str) else names_of(NAMES if get is None else get)
-
-
-class _Static:
-    """Keyword arguments without their arrays."""
-
-    def __init__(self, rest: list[Any], tree: Any):
-        self._rest, self._tree = rest, tree
-        self.key = (tuple(rest), tree)
-
-    @property
-    def hashable(self) -> bool:
-        """Whether they can be the key of what was compiled for them."""
-        try:
-            hash(self.key)
-        except TypeError:
-            return False
-        return True
-
-    def joined(self, arrays: Sequence[Any]) -> Mapping[str, Any]:
-        """The keyword arguments with these arrays."""
-        waiting = iter(arrays)
-        return jax.tree.unflatten(self._tree, [next(waiting) if x is _ARRAY else x for x in self._rest])
-
-
-_ARRAY = object()
-
-
-def _split(kwargs: Mapping[str, Any]) -> tuple[list[Any], _Static]:
-    """Arrays, which are traced, and everything else, which is not."""
-    leaves, tree = jax.tree.flatten(dict(kwargs))
-    is_array = [isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves]
-    arrays = [leaf for leaf, found in zip(leaves, is_array, strict=True) if found]
-    rest = [_ARRAY if found else leaf for leaf, found in zip(leaves, is_array, strict=True)]
-    return arrays, _Static(rest, tree)

@@ -96,7 +96,13 @@ def empirical_kernel_fn(
             return pair.tree_of(kernels[get])
         return pair.tree_of([named_kernels(names)(*row) for row in zip(*kernels.values(), strict=True)])
 
-    return EmpiricalKernelFn(compute, list(IMPLEMENTATIONS) if implementation == "auto" else [implementation], limit)
+    def mirror_of(kwargs: Mapping[str, Any], x: PyTree, params: PyTree) -> Callable[[PyTree], PyTree]:
+        model = Model(f, params, kwargs, trainable, lr_scale)
+        model.require_separate(x)
+        return _Pair(model, x, None, trace_axes, diagonal_axes).mirrored
+
+    names = list(IMPLEMENTATIONS) if implementation == "auto" else [implementation]
+    return EmpiricalKernelFn(compute, mirror_of, names, limit)
 
 
 def empirical_nngp_fn(
@@ -138,6 +144,11 @@ class _Pair:
     def tree_of(self, kernels: list[Any]) -> PyTree:
         """In the structure of the outputs."""
         return jax.tree.unflatten(self._tree, kernels)
+
+    def mirrored(self, kernels: PyTree) -> PyTree:
+        """Kernels `tree_of` of two sets of examples, with the sets exchanged."""
+        of_outputs = zip(self._axes, self._tree.flatten_up_to(kernels), strict=True)
+        return self.tree_of([jax.tree.map(axes.mirrored, of_one) for axes, of_one in of_outputs])
 
     def kernels(
         self, names: Sequence[str], vmap_axes: VmapAxes, implementation: Implementation

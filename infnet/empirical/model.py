@@ -14,7 +14,7 @@ from infnet._jax import lax_primitives as lax_p
 from infnet.arguments import learning_rates
 from infnet.empirical.examples import VmapAxes, of_one_example
 from infnet.empirical.side import Leaves, Side
-from infnet.errors import InputError
+from infnet.errors import BatchAxisError, InputError
 from infnet.flatten import flatten
 from infnet.independence import bodies
 from infnet.priors import path_name
@@ -87,6 +87,24 @@ class Model:
             return Side(self.leaves, lambda leaves: self.outputs(leaves, x)[k], of_one, x, struct.shape, struct.dtype)
 
         return [side(k, struct) for k, struct in enumerate(structs)]
+
+    def require_separate(self, x: PyTree) -> None:
+        """Raise unless the examples are proved not to depend on each other.
+
+        Raises:
+            BatchAxisError: they are not.
+        """
+        try:
+            of_one_example(self.outputs, self.leaves, x, 0)
+        except BatchAxisError as error:
+            raise BatchAxisError(
+                error.what,
+                where=error.where,
+                why="a tile of the kernel holds some of the examples, so the outputs for one of them must not depend "
+                "on the others or on their number",
+                remedy="call the kernel function itself with all examples at once, or use the model as it is "
+                "evaluated (`use_running_average=True`)",
+            ) from error
 
     @property
     def places(self) -> list[list[int]]:
