@@ -8,6 +8,9 @@ from infnet._jax import register_exclusion as exclude_from_source_lines
 from infnet.api import KernelFn as KernelFn
 from infnet.api import kernel_fn as kernel_fn
 from infnet.arguments import example_args as example_args
+from infnet.batching import BatchedKernelFn as BatchedKernelFn
+from infnet.batching import Footprint as Footprint
+from infnet.batching import batch as batch
 from infnet.custom import custom_kernel as custom_kernel
 from infnet.empirical import empirical_kernel_fn as empirical_kernel_fn
 from infnet.empirical import empirical_nngp_fn as empirical_nngp_fn

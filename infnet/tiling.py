@@ -32,8 +32,8 @@ def tile_sizes(plan: Plan, n1: int, n2: int, symmetric: bool, devices: int = 1) 
         return n1, n2
     side = max(1, math.isqrt(pairs))
     if symmetric:
-        return _even(n1, side), _even(n1, side)
-    columns = _even(n2, min(n2, pairs))
+        return even(n1, side), even(n1, side)
+    columns = even(n2, min(n2, pairs))
     return _rows(n1, shares * max(1, pairs // columns), shares), columns
 
 
@@ -44,13 +44,13 @@ def examples_at_once(plan: Plan) -> int:
 
 
 def _rows(n: int, most: int, shares: int) -> int:
-    """As `_even`; but if it can be, and at most twice as small, so that every share has equally many rows of a tile."""
+    """As `even`; but if it can be, and at most twice as small, so that every share has equally many rows of a tile."""
     parts = -(-n // most)
     fitting = [p for p in range(parts, 2 * parts + 1) if n % (p * shares) == 0]
-    return n // fitting[0] if fitting else _even(n, most)
+    return n // fitting[0] if fitting else even(n, most)
 
 
-def _even(n: int, most: int) -> int:
+def even(n: int, most: int) -> int:
     """The size of the parts when n is cut into the fewest parts of at most `most`, as evenly as possible."""
     return -(-n // -(-n // min(n, most)))
 

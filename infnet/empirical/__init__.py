@@ -1,7 +1,7 @@
 """The kernels of a network as it is, at finite width and with given parameters."""
 
+from infnet.cost import Cost as Cost
 from infnet.empirical.choice import Choice as Choice
-from infnet.empirical.choice import Cost as Cost
 from infnet.empirical.kernels import empirical_kernel_fn as empirical_kernel_fn
 from infnet.empirical.kernels import empirical_nngp_fn as empirical_nngp_fn
 from infnet.empirical.kernels import empirical_ntk_fn as empirical_ntk_fn

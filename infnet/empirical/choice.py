@@ -2,56 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 
-from infnet._jax import ClosedJaxpr, JaxprEqn, jaxpr_as_fun
-from infnet._jax import lax_primitives as lax_p
+from infnet.cost import Cost, Program
 from infnet.errors import InputError
-from infnet.independence import bodies
 
-# How long accesses to memory take, in operations per byte. Caches answer most of them; with this number and `MARGIN`,
-# the choice is the fastest on each network of `benchmarks/empirical.py`.
-OPERATIONS_PER_BYTE = 2
-# XLA's fusion of operations leaves at least this part of the accesses to memory.
-FUSED = 0.25
 # A difference of less than this factor says little: operations of the same number take different times.
 MARGIN = 1.2
 # Operations, about a millisecond, below which it is not worth compiling a program to know its cost better.
 SMALL = 1e8
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a program takes.
-
-    Attributes:
-        flops: floating-point operations.
-        bytes_accessed: bytes read and written.
-        memory: bytes in memory at a time, without the arguments; None if the program was not compiled to know it.
-    """
-
-    flops: float
-    bytes_accessed: float
-    memory: int | None = None
-
-    @property
-    def work(self) -> float:
-        """A measure of time."""
-        return self.flops + OPERATIONS_PER_BYTE * self.bytes_accessed
-
-    @property
-    def least_work(self) -> float:
-        """What may be left of the work when the program is compiled."""
-        return self.flops + FUSED * OPERATIONS_PER_BYTE * self.bytes_accessed
-
-    def times(self, turns: int) -> Cost:
-        """That of as many runs."""
-        return Cost(turns * self.flops, turns * self.bytes_accessed)
 
 
 @dataclass(frozen=True)
@@ -91,10 +55,10 @@ def choose(programs: Mapping[str, Any], arguments: Sequence[Any], memory_limit: 
     traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tuple(arguments)))
     shapes = jax.tree.map(_untraced, tuple(arguments))
     first = next(iter(programs))
-    analysed = {first: _Program(programs[first], shapes)}
+    analysed = {first: Program(programs[first], shapes)}
     for name in set(programs) - {first}:
         with suppress(InputError):  # not every implementation has rules for everything
-            analysed[name] = _Program(programs[name], shapes)
+            analysed[name] = Program(programs[name], shapes)
     costs = {name: analysed[name].cost for name in programs if name in analysed}
 
     def rivals() -> list[str]:
@@ -121,51 +85,5 @@ def choose(programs: Mapping[str, Any], arguments: Sequence[Any], memory_limit: 
     return Choice(chosen, costs, memory_limit)
 
 
-class _Program:
-    """A jitted function for some arguments."""
-
-    def __init__(self, function: Any, arguments: Sequence[Any]):
-        traced = function.trace(*arguments)
-        self._lowered = traced.lower()
-        self._in_loops = _repeated(traced.jaxpr)
-        self.cost = _total([_analysis(self._lowered), *self._in_loops])
-
-    @property
-    def compiled_cost(self) -> Cost:
-        compiled = self._lowered.compile()
-        statistics = compiled.memory_analysis()
-        memory = statistics.temp_size_in_bytes + statistics.output_size_in_bytes if statistics else 0
-        return replace(_total([_analysis(compiled), *self._in_loops]), memory=memory)
-
-
 def _untraced(x: Any) -> Any:
     return jax.ShapeDtypeStruct(x.shape, x.dtype) if isinstance(x, jax.core.Tracer) else x
-
-
-def _analysis(stage: Any) -> Cost:
-    found = stage.cost_analysis() or {}
-    return Cost(found.get("flops", 0.0), found.get("bytes accessed", 0.0))
-
-
-def _total(costs: Sequence[Cost]) -> Cost:
-    return Cost(sum(c.flops for c in costs), sum(c.bytes_accessed for c in costs))
-
-
-def _repeated(closed: ClosedJaxpr) -> list[Cost]:
-    """What XLA's analysis leaves out, as it counts the body of a loop once: all further turns."""
-    found = []
-    for equation in _equations(closed):
-        if equation.primitive is lax_p.scan_p:
-            body, turns = equation.params["jaxpr"], equation.params["length"]
-            once = _analysis(jax.jit(jaxpr_as_fun(body)).lower(*body.in_avals))
-            found += [once.times(turns - 1), *(cost.times(turns) for cost in _repeated(body))]
-    return found
-
-
-def _equations(closed: ClosedJaxpr) -> Iterator[JaxprEqn]:
-    """Equations and those of the jaxprs that they apply, but for what is in scans."""
-    for equation in closed.jaxpr.eqns:
-        yield equation
-        if equation.primitive is not lax_p.scan_p:
-            for body in bodies(equation):
-                yield from _equations(body)
