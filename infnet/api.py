@@ -23,7 +23,7 @@ from infnet.arguments import (
     one_of,
     positive,
 )
-from infnet.batching.batch import BatchedKernelFn
+from infnet.batching.batched import BatchedKernelFn
 from infnet.batching.blocks import Blocks
 from infnet.batching.memory import Footprint, available_bytes, footprint_of
 from infnet.context import Weights

@@ -1,16 +1,13 @@
-"""Kernels in tiles on 1, 2 and 8 virtual devices against kernels at once; run by test_devices.py, prints what differs."""
+"""Kernels in tiles on 1, 2 and 8 virtual devices against kernels at once; run by test_devices.py."""
 
 import itertools
 import json
 import os
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["JAX_ENABLE_X64"] = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 import jax
-
-jax.config.update("jax_enable_x64", True)
-jax.config.update("jax_disable_most_optimizations", True)
-
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -71,7 +68,12 @@ def every_kernel():
     devices = np.array(jax.devices())
     by_both = infnet.batch(kernel_fn, (3, 2), mesh=Mesh(devices.reshape(4, 2), ("rows", "columns")))
     by_rows = infnet.batch(kernel_fn, 4, mesh=Mesh(devices[:2], "rows"))
-    asked = [(by_both, x2, None), (by_both, None, "ntk_by_param"), (by_rows, None, None), (by_rows, x2, ("ntk", "nngp"))]
+    asked = [
+        (by_both, x2, None),
+        (by_both, None, "ntk_by_param"),
+        (by_rows, None, None),
+        (by_rows, x2, ("ntk", "nngp")),
+    ]
     for batched, other, get in asked:
         yield f"{get} {other is None}", differing(batched(x1, other, get), kernel_fn(x1, other, get))
 
