@@ -248,7 +248,7 @@ ALIKE = {
 
 # The sums of variances in norms are rounded alike in a loop and out of it only if XLA fuses them, and the derivative of
 # relu takes the root of what is rounded.
-@pytest.mark.parametrize("name", [*ALIKE][:-1] + [pytest.param("norms", marks=pytest.mark.optimised)])
+@pytest.mark.parametrize("name", [*[*ALIKE][:-1], pytest.param("norms", marks=pytest.mark.optimised)])
 def test_layers_that_are_nearly_alike(name):
     """Two kinds of layers in an order with runs of each and alternations; every repetition of two is a loop."""
 
