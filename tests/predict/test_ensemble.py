@@ -23,7 +23,7 @@ TRAIN, TEST = np.zeros(1), np.ones(1)
 
 
 @pytest.fixture(autouse=True)
-def double(unoptimised):
+def double():
     with jax.enable_x64(True):
         yield
 
