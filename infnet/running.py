@@ -173,12 +173,16 @@ class Runner:
             computation = self.computation(kind)
             raise_not_finite(computation, computation.plan(NAMES, (1, 2)), weights, examples)
 
+    def anew(self) -> Runner:
+        """A runner of the same model that knows of no examples, so that its series depend on the next ones alone."""
+        return Runner(self._model, self._options) if any(self._variances.values()) else self
+
     # Blocks
 
     def stages(self, names: tuple[str, ...], weights: Weights, kind: InputKind, x1: Given, x2: Given | None) -> Stages:
         """What is known of the examples x1 and x2 (None for x1), and how blocks of kernels are computed from it."""
-        for x in (x1, x2):
-            if x is not None:
+        if not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((weights, x1, x2))):
+            for x in (x1,) if x2 is None else (x1, x2):
                 in_parts(lambda part: self.settle(weights, kind, part), x)
         if BY_PARAM in names or self._widens(kind):  # these stand around the whole computation
             pair, own = (self.function(Task("matrix", names, symmetric), kind) for symmetric in (False, True))
