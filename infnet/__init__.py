@@ -28,6 +28,7 @@ from infnet.priors import infer_priors as infer_priors
 from infnet.priors import override_priors as override_priors
 from infnet.provenance import recognise_prior as recognise_prior
 from infnet.remembered import remembered as remembered
+from infnet.remembered import remembered_kernel as remembered_kernel
 from infnet.remembered import remembered_kernel_fn as remembered_kernel_fn
 from infnet.storage import Status as Status
 from infnet.storage import StoredArray as StoredArray

@@ -23,7 +23,9 @@ from infnet.arguments import (
     one_of,
     positive,
 )
+from infnet.batching.batch import BatchedKernelFn
 from infnet.batching.blocks import Blocks
+from infnet.batching.memory import Footprint, available_bytes, footprint_of
 from infnet.context import Weights
 from infnet.errors import InputError
 from infnet.execute import Given
@@ -100,6 +102,10 @@ def kernel_fn(
     return KernelFn(model, weights, options)
 
 
+# Bytes of kernels for which there is always memory; and how many times that of others is needed, with all in between.
+SMALL, COPIES = 2**28, 3
+
+
 class KernelFn:
     """A kernel function: `k(x1, x2)` computes the kernels of a model between two sets of examples."""
 
@@ -118,8 +124,11 @@ class KernelFn:
 
     # Calling
 
-    def __call__(self, x1: PyTree, x2: PyTree = None, get: Any = None) -> Any:
+    def __call__(self, x1: PyTree, x2: PyTree = None, get: Any = None, **tile_options: Any) -> Any:
         """The kernels between two sets of examples.
+
+        Kernels for which there is not enough memory on the device are put together in tiles, as NumPy arrays in the
+        memory of the host; so are all kernels with `tile_options`, as these say.
 
         Args:
             x1: the input (a tuple of inputs if the model takes several), each leaf `(n1, ...)`. Or the `Kernel` of
@@ -131,6 +140,7 @@ class KernelFn:
                 namedtuple; None for a `Kernel`. An output with positions keeps them, in natural order:
                 `(n1, n2, h, h', w, w', ...)`; axes of size 1 are dropped, and positions flattened together with
                 channels are averaged over.
+            **tile_options: of `infnet.batch`, for this call.
 
         Raises:
             InputError: shapes or names are wrong.
@@ -140,9 +150,15 @@ class KernelFn:
         """
         names = names_of(get)
         if isinstance(x1, Kernel) and x2 is None:
+            if tile_options:
+                raise InputError(
+                    f"the kernel of a Kernel is not computed in tiles: leave out {', '.join(tile_options)}"
+                )
             return self._composed(x1, get, names)
         kind, inputs1, inputs2 = self._read(x1, x2)
         sharded = _may_be_sharded([*inputs1, *inputs2])
+        if tile_options or not (sharded or self._fits(kind, names, inputs1, inputs2)):
+            return BatchedKernelFn(self, **tile_options)(x1, x2, get)
         values = self._run(Task("matrix", names, x2 is None, sharded), kind, inputs1, inputs2)
         return self._picked(values, kind, get, names, symmetric=x2 is None)
 
@@ -153,6 +169,28 @@ class KernelFn:
         if kind != other:
             raise InputError(f"x1 and x2 have different dtypes: {kind.dtypes} and {other.dtypes}")
         return kind, inputs1, inputs2
+
+    def estimate(self, x1: PyTree, x2: PyTree = None, get: Any = None, **tile_options: Any) -> Footprint:
+        """The memory and the operations of a call with these arguments, by XLA's analysis; nothing is run.
+
+        Args:
+            x1, x2: as of a call, or `jax.ShapeDtypeStruct` in place of arrays.
+            get, **tile_options: as of a call.
+
+        Raises:
+            InputError: shapes or names are wrong.
+        """
+        names = names_of(get)
+        kind, inputs1, inputs2 = self._read(x1, x2)
+        if tile_options or not self._fits(kind, names, inputs1, inputs2):
+            return BatchedKernelFn(self, **tile_options).estimate(x1, x2, get)
+        function = self._runner.function(Task("matrix", names, x2 is None), kind)
+        return footprint_of(function, self._weights, inputs1, inputs1 if x2 is None else inputs2)
+
+    def _fits(self, kind: InputKind, names: Sequence[str], x1: Sequence[Any], x2: Sequence[Any]) -> bool:
+        """Whether there is memory for these kernels."""
+        size = self._runner.computation(kind).bytes_of_pair(names) * len(x1[0]) * len(x2[0])
+        return size <= SMALL or COPIES * size <= available_bytes(jax.local_devices()[0])
 
     def blocks(self, x1: PyTree, x2: PyTree = None, get: Any = None) -> Blocks:
         """The kernels in blocks of examples, as `infnet.batch` and `infnet.compute` need them.

@@ -142,13 +142,16 @@ class Inputs:
         return kind_of(jax.tree.leaves(self.example), self.law)
 
     def read(self, x: PyTree, name: str) -> list[jax.Array]:
-        """The leaves of an input, examples first.
+        """The leaves of an input, examples first; or their shapes, if these are given.
 
         Raises:
             InputError: the structure or a shape is not that of the example.
         """
         if isinstance(x, Kernel):
             raise InputError(f"{name} is a Kernel; call k(kernel) to compose models, with nothing else beside it")
+        if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(x)):
+            shapes: list[Any] = jax.eval_shape(lambda arrays: self.read(arrays, name), x)
+            return shapes
         inputs = x if self.several else (x,)
         if not _same_structure(inputs, self.example):
             raise InputError(

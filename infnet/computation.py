@@ -7,6 +7,7 @@ They return a dict: the kernels asked for; `error`, the largest bound on the rel
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -136,6 +137,12 @@ class Computation:
             return kernels, {"error": self._worst(values), "failed": jnp.stack(wrong).any()}
 
         return of_examples, block, own_block
+
+    def bytes_of_pair(self, names: Sequence[str]) -> int:
+        """The size of the kernels of one pair of examples."""
+        matrices = sum(self.program.trace.n_params if n == BY_PARAM else int(n in NAMES) for n in names)
+        numbers = sum(math.prod(pair.positions) for pair in self.program.outputs)
+        return matrices * numbers * jnp.dtype(self.dtype).itemsize
 
     @property
     def mirrored(self) -> bool:

@@ -98,7 +98,8 @@ def _repeated(closed: ClosedJaxpr) -> list[Cost]:
     for equation in _equations(closed):
         if equation.primitive is lax_p.scan_p:
             body, turns = equation.params["jaxpr"], equation.params["length"]
-            once = _analysis(jax.jit(jaxpr_as_fun(body)).lower(*body.in_avals))
+            shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in body.in_avals]  # whatever devices hold them
+            once = _analysis(jax.jit(jaxpr_as_fun(body)).lower(*shapes))
             found += [once.times(turns - 1), *(cost.times(turns) for cost in _repeated(body))]
     return found
 

@@ -18,7 +18,9 @@ import numpy as np
 from jax import lax
 
 from infnet.arguments import NAMES, example_args, names_of
+from infnet.batching.blocks import Blocks, as_arrays, calls
 from infnet.empirical import empirical_kernel_fn
+from infnet.empirical.function import EmpiricalKernelFn
 from infnet.errors import InputError
 
 PyTree = Any
@@ -50,7 +52,7 @@ def monte_carlo_kernel_fn(
     trace_axes: int | Sequence[int] = (-1,),
     diagonal_axes: int | Sequence[int] = (),
     **options: Any,
-) -> Callable[..., Any]:
+) -> MonteCarloKernelFn:
     """The mean kernels of random networks: an estimate of what `kernel_fn` computes, for any model.
 
     Finite networks differ from their limit, in the mean by a term that decreases with the width: the standard error
@@ -78,23 +80,77 @@ def monte_carlo_kernel_fn(
         lambda params, x: apply_fn(params, *example_args(x)), trace_axes, diagonal_axes, **options
     )
 
-    compiled: dict[Any, Any] = {}
+    return MonteCarloKernelFn(init_fn, finite, key, counts, single=isinstance(n_samples, int | np.integer))
 
-    def kernel_fn(x1: PyTree, x2: PyTree = None, get: Any = None) -> Any:
-        names = names_of(NAMES if get is None else get)
-        kinds = get if isinstance(get, str) else names
 
-        def sample(number: jax.Array, key: jax.Array, x1: PyTree, x2: PyTree) -> PyTree:
-            params = init_fn(jax.random.fold_in(key, number), *example_args(x1))
-            return finite(x1, x2, kinds, params)
+class MonteCarloKernelFn:
+    """The mean kernels of random networks, as a function; `infnet.monte_carlo_kernel_fn` makes it."""
 
-        arguments = (key, x1, x2)
+    def __init__(
+        self, init_fn: Callable[..., PyTree], finite: EmpiricalKernelFn, key: jax.Array, counts: list[int], single: bool
+    ):
+        """A function for as many networks as `counts` says; `single`: it returns an estimate, not an iterator."""
+        self._init_fn, self._finite, self._key, self._counts, self._single = init_fn, finite, key, counts, single
+        self._compiled: dict[Any, Any] = {}
+
+    def __call__(self, x1: PyTree, x2: PyTree = None, get: Any = None) -> Any:
+        """The estimate, or an iterator of estimates; see `infnet.monte_carlo_kernel_fn`."""
+        kinds = _kinds(get)
+        sample = partial(self._sample, kinds)
+        arguments = (self._key, x1, x2)
         start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(sample, 0, *arguments))
-        accumulate = compiled.setdefault(kinds, jax.jit(partial(_accumulate, sample)))
-        estimates = _estimates(partial(accumulate, arguments), start, counts)
-        return next(estimates) if isinstance(n_samples, int | np.integer) else estimates
+        accumulate = self._compiled.setdefault(kinds, jax.jit(partial(_accumulate, sample)))
+        estimates = _estimates(partial(accumulate, arguments), start, self._counts)
+        return next(estimates) if self._single else estimates
 
-    return kernel_fn
+    def blocks(self, x1: PyTree, x2: PyTree = None, get: Any = None) -> Blocks:
+        """The estimate in blocks of examples; see `infnet.batch`. The networks are the same for all blocks.
+
+        Raises:
+            InputError: there is a sequence of numbers of samples.
+            BatchAxisError: the examples of a batch are not proved to be independent of each other.
+        """
+        if not self._single:
+            raise InputError("kernels in tiles are of one number of samples: pass n_samples as an integer")
+        one = as_arrays(x1, "x1")
+        two = one if x2 is None else as_arrays(x2, "x2")
+        mirrors = []
+
+        def prove(key: jax.Array) -> jax.Array:
+            params = self._init_fn(key, *example_args(one))
+            mirrors.append(self._finite.mirror_of({}, one, params))
+            return key
+
+        jax.eval_shape(prove, self._key)
+        shared, block, own_block = calls(self, _kinds(get))
+        mirror = _of_estimates(mirrors[0])
+        return Blocks(shared, one, two, block, *((own_block, mirror) if x2 is None else (None, None)))
+
+    def _sample(self, kinds: Any, number: jax.Array, key: jax.Array, x1: PyTree, x2: PyTree) -> PyTree:
+        params = self._init_fn(jax.random.fold_in(key, number), *example_args(x1))
+        return self._finite(x1, x2, kinds, params)
+
+
+def _kinds(get: Any) -> Any:
+    return get if isinstance(get, str) else names_of(NAMES if get is None else get)
+
+
+def _of_estimates(mirror: Callable[[PyTree], PyTree]) -> Callable[[PyTree], PyTree]:
+    """What `mirror` does to kernels, to means and standard errors."""
+
+    def is_estimate(x: Any) -> bool:
+        return isinstance(x, Estimate)
+
+    def mirrored(estimates: PyTree) -> PyTree:
+        leaves, tree = jax.tree.flatten(estimates, is_leaf=is_estimate)
+        means, errors = (
+            jax.tree.leaves(mirror(jax.tree.unflatten(tree, [getattr(e, name) for e in leaves])))
+            for name in ("mean", "standard_error")
+        )
+        pairs = zip(leaves, means, errors, strict=True)
+        return jax.tree.unflatten(tree, [Estimate(mean, error, old.n_samples) for old, mean, error in pairs])
+
+    return mirrored
 
 
 def _estimates(accumulate: Callable[..., Any], mean: PyTree, counts: Sequence[int]) -> Iterator[PyTree]:

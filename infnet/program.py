@@ -176,6 +176,12 @@ class OutputPair:
         return Law(gaussian, all(node.zero_mean for node in nodes), alike)
 
     @property
+    def positions(self) -> tuple[int, ...]:
+        """The sizes of the axes of positions in the kernel, in any order."""
+        kept = (size for k, size in enumerate(self.one.sizes) if k not in self.one.averaged)
+        return (*kept, *(size for k, size in enumerate(self.two.sizes) if k not in self.two.averaged))
+
+    @property
     def layout(self) -> Layout:
         """All pairs of positions; of those that count as channels, each with itself."""
         full = Layout.full(self.one.sizes, self.two.sizes)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
+from infnet.batching.batch import TILE_OPTIONS
 from infnet.kernel import Kernel
 
 PyTree = Any
@@ -34,6 +35,21 @@ def remembered_kernel_fn(make: Callable[..., Any], model: Any, x: PyTree, option
         return jax.ShapeDtypeStruct((1, *jnp.shape(leaf)[1:]), jnp.result_type(leaf))
 
     return remembered(make, model, jax.tree.map(_shape if isinstance(x, Kernel) else one, x), **options)
+
+
+def remembered_kernel(
+    make: Callable[..., Any], model: Any, x1: PyTree, x2: PyTree, get: Any, options: Mapping[str, Any]
+) -> Any:
+    """The kernels of a model, by a kernel function that is remembered.
+
+    Args:
+        make, model: as of `remembered_kernel_fn`.
+        x1, x2, get: arguments of the kernel function.
+        options: of `make`, and of `infnet.batch`.
+    """
+    tile_options = {name: value for name, value in options.items() if name in TILE_OPTIONS}
+    others = {name: value for name, value in options.items() if name not in TILE_OPTIONS}
+    return remembered_kernel_fn(make, model, x1, others)(x1, x2, get, **tile_options)
 
 
 def remembered(make: Callable[..., T], *args: Any, **options: Any) -> T:

@@ -180,9 +180,14 @@ class Runner:
     # Blocks
 
     def stages(self, names: tuple[str, ...], weights: Weights, kind: InputKind, x1: Given, x2: Given | None) -> Stages:
-        """What is known of the examples x1 and x2 (None for x1), and how blocks of kernels are computed from it."""
-        if not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((weights, x1, x2))):
-            for x in (x1,) if x2 is None else (x1, x2):
+        """What is known of the examples x1 and x2 (None for x1), and how blocks of kernels are computed from it.
+
+        Of shapes in place of examples, the shapes of what is known.
+        """
+        abstract = isinstance(jax.tree.leaves(x1)[0], jax.ShapeDtypeStruct)
+        traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((weights, x1, x2)))
+        for x in (x1, x2):
+            if x is not None and not abstract and not traced:
                 in_parts(lambda part: self.settle(weights, kind, part), x)
         if BY_PARAM in names or self._widens(kind):  # these stand around the whole computation
             pair, own = (self.function(Task("matrix", names, symmetric), kind) for symmetric in (False, True))
@@ -195,7 +200,10 @@ class Runner:
         of_examples, block, own_block = self._compiled[key]
 
         def known(x: Given, sides: tuple[int, ...]) -> Any:
-            return in_parts(lambda part: of_examples(weights, part, sides), x)
+            def of_part(part: Given) -> Any:
+                return of_examples(weights, part, sides)
+
+            return jax.eval_shape(of_part, x) if abstract else in_parts(of_part, x)
 
         one = known(x1, (1, 2) if x2 is None else (1,))
         return Stages(one, one if x2 is None else known(x2, (2,)), block, own_block)

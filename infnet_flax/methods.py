@@ -37,12 +37,12 @@ class Methods:
             x1, x2: inputs `(n1, ...)`, `(n2, ...)`; tuples of inputs if the model takes several. Or x1 is the
                 `infnet.Kernel` of the model before, which the kernel is then mapped from.
             get: "nngp", "ntk", "ntk_by_param", a tuple of them, or None for an `infnet.Kernel`.
-            **options: of `infnet_flax.kernel_fn`.
+            **options: of `infnet_flax.kernel_fn`, and of `infnet.batch`, to compute in tiles.
 
         Raises:
             infnet.errors.InfnetError: as `infnet_flax.kernel_fn` and `infnet.KernelFn`.
         """
-        return infnet.remembered_kernel_fn(infnet_flax.kernel.kernel_fn, self, x1, options)(x1, x2, get)
+        return infnet.remembered_kernel(infnet_flax.kernel.kernel_fn, self, x1, x2, get, options)
 
     def empirical_kernel(
         self: Any,

@@ -15,7 +15,7 @@ from infnet.arguments import one_of
 from infnet.batching.assemble import OnDevice, OnHost, assemble, grid_of
 from infnet.batching.blocks import Blocks, blocks_of
 from infnet.batching.grid import Grid
-from infnet.batching.memory import Footprint, available_bytes
+from infnet.batching.memory import Footprint, available_bytes, bytes_of
 from infnet.batching.tiles import Tiles
 from infnet.cost import memory_of
 from infnet.errors import InputError
@@ -23,6 +23,7 @@ from infnet.tiling import even
 
 PyTree = Any
 BatchSize = int | tuple[int, int] | str
+TILE_OPTIONS = ("batch_size", "device_count", "store_on_device", "mesh")
 # Bytes of a tile on one device: large enough that starting its program takes no time, and small beside any memory.
 TILE_BYTES = 2**26
 # The shares of the free memory of a device that a result may take, and what is needed to compute a tile.
@@ -109,13 +110,13 @@ class BatchedKernelFn:
         """What a call with these arguments will take; what is known of single examples is computed, but no tile."""
         blocks = blocks_of(self.kernel_fn, x1, x2, *args, **kwargs)
         shapes, _ = blocks.shapes()
-        output, on_host = _bytes(shapes), self._on_host(shapes)
+        output, on_host = bytes_of(shapes), self._on_host(shapes)
         tiles = self.tiles(blocks, shapes)
         programs, grid = tiles.programs(), tiles.grid
         temporary = max(memory_of(program.compiled) for program in programs)
-        resident = _bytes((blocks.shared, blocks.one)) + (0 if blocks.two is blocks.one else _bytes(blocks.two))
+        resident = bytes_of((blocks.shared, blocks.one)) + (0 if blocks.two is blocks.one else bytes_of(blocks.two))
         peak = resident + temporary + (0 if on_host else output)
-        flops = programs[0].cost.flops * len(grid)
+        flops = programs[0].compiled_cost.flops * self._mesh.size * len(grid)
         return Footprint(output, peak, flops, (grid.rows, grid.columns), len(grid), on_host)
 
     def __getattr__(self, name: str) -> Any:
@@ -124,7 +125,7 @@ class BatchedKernelFn:
         return getattr(self.kernel_fn, name)
 
     def _on_host(self, shapes: PyTree) -> bool:
-        fits = _bytes(shapes) <= RESULT_SHARE * available_bytes(self._mesh.devices.flat[0])
+        fits = bytes_of(shapes) <= RESULT_SHARE * available_bytes(self._mesh.devices.flat[0])
         return jax.process_count() > 1 or not self._store_on_device or not fits
 
     def tiles(self, blocks: Blocks, shapes: PyTree) -> Tiles:
@@ -132,7 +133,7 @@ class BatchedKernelFn:
         if self._sizes is not None:
             return Tiles(blocks, self._grid(blocks, *self._sizes), self._mesh)
         n1, n2 = blocks.sizes
-        each = max(1, _bytes(shapes) // (n1 * n2))
+        each = max(1, bytes_of(shapes) // (n1 * n2))
         side = max(1, math.isqrt(TILE_BYTES // each))
         budget = TILE_SHARE * available_bytes(self._mesh.devices.flat[0])
         while True:
@@ -162,14 +163,6 @@ class BatchedKernelFn:
 def _multiple(size: int, shares: int) -> int:
     """The smallest number of examples that is at least `size` and can be shared."""
     return -(-size // shares) * shares
-
-
-def _bytes(shapes: PyTree) -> int:
-    return sum(math.prod(np.shape(s)) * np.dtype(_dtype(s)).itemsize for s in jax.tree.leaves(shapes))
-
-
-def _dtype(x: Any) -> Any:
-    return x.dtype if hasattr(x, "dtype") else np.result_type(x)
 
 
 def _sizes(batch_size: BatchSize) -> tuple[int, int] | None:

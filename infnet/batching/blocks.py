@@ -15,6 +15,7 @@ from infnet.arguments import StaticArguments, split_arguments
 from infnet.errors import InputError
 
 PyTree = Any
+BlockFn = Callable[..., tuple[PyTree, PyTree]]
 # Examples of a block whose shapes are looked at: numbers that no other axis has.
 ROWS, COLUMNS = 100_003, 100_019
 EXAMPLES_AT_ONCE = 1024
@@ -38,8 +39,8 @@ class Blocks:
     shared: PyTree
     one: PyTree
     two: PyTree
-    block: Callable[..., tuple[PyTree, PyTree]]
-    own_block: Callable[..., tuple[PyTree, PyTree]] | None
+    block: BlockFn
+    own_block: BlockFn | None
     mirror: Callable[[PyTree], PyTree] | None
     finish: Callable[[PyTree, PyTree], PyTree] = lambda matrices, notes: matrices
     check: Callable[[PyTree, slice, slice], None] = lambda notes, rows, columns: None
@@ -73,19 +74,26 @@ def blocks_of(kernel_fn: Callable[..., PyTree], x1: PyTree, x2: PyTree, *args: A
     if hasattr(kernel_fn, "blocks"):
         blocks: Blocks = kernel_fn.blocks(x1, x2, *args, **kwargs)
         return blocks
-    arrays, static = split_arguments((args, kwargs))
     one = as_arrays(x1, "x1")
     two = one if x2 is None else as_arrays(x2, "x2")
-    block, own_block = _calls(kernel_fn, static) if static.hashable else _calls.__wrapped__(kernel_fn, static)
+    arrays, block, own_block = calls(kernel_fn, *args, **kwargs)
     own = own_block if x2 is None else None
     mirror = _mirror_of(block, arrays, one, two) if own else None
     return Blocks(arrays, one, two, block, own, mirror)
 
 
-@lru_cache
-def _calls(kernel_fn: Callable[..., PyTree], static: StaticArguments) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Blocks by calls of a function; the same functions for the same arguments, so that they are compiled once."""
+def calls(kernel_fn: Callable[..., PyTree], *args: Any, **kwargs: Any) -> tuple[list[Any], BlockFn, BlockFn]:
+    """The arrays in further arguments of a function, and its calls with them as a block and as an own block.
 
+    They are the same functions for the same function and other arguments, so that they are compiled once.
+    """
+    arrays, static = split_arguments((args, kwargs))
+    block, own_block = (_calls if static.hashable else _calls.__wrapped__)(kernel_fn, static)
+    return arrays, block, own_block
+
+
+@lru_cache
+def _calls(kernel_fn: Callable[..., PyTree], static: StaticArguments) -> tuple[BlockFn, BlockFn]:
     def block(arrays: Sequence[Any], rows: PyTree, columns: PyTree) -> tuple[PyTree, PyTree]:
         args, kwargs = static.joined(arrays)
         return kernel_fn(rows, columns, *args, **kwargs), ()

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+
+from infnet.cost import Program, memory_of
 
 # Where Linux says what a container may use, and does.
 LIMIT, USED = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
@@ -43,6 +49,21 @@ class Footprint:
                 f"tiles           {self.tiles:12d} of {self.tile[0]} x {self.tile[1]} examples",
             ]
         )
+
+
+def footprint_of(function: Any, shared: Any, x1: Any, x2: Any) -> Footprint:
+    """What a jitted function `(shared, x1, x2)` takes at once; x2 may be x1."""
+    program = Program(function, (shared, x1, x2))
+    n1, n2 = (len(jax.tree.leaves(x)[0]) for x in (x1, x2))
+    output = bytes_of(jax.eval_shape(function, shared, x1, x2))
+    arguments = bytes_of((shared, x1)) + (0 if x2 is x1 else bytes_of(x2))
+    peak = arguments + memory_of(program.compiled)
+    return Footprint(output, peak, program.compiled_cost.flops, (n1, n2), 1, on_host=False)
+
+
+def bytes_of(shapes: Any) -> int:
+    """The size of a pytree of arrays, or of their shapes."""
+    return sum(math.prod(np.shape(s)) * jnp.result_type(s).itemsize for s in jax.tree.leaves(shapes))
 
 
 def available_bytes(device: jax.Device) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from infnet.batching.blocks import Blocks
 from infnet.batching.grid import Grid, Tile
@@ -28,10 +28,9 @@ class Tiles:
     def __init__(self, blocks: Blocks, grid: Grid, mesh: Mesh):
         """Tiles of `blocks`, each spread over the devices of a mesh with axes (rows, columns)."""
         self.blocks, self.grid, self._mesh = blocks, grid, mesh
-        rows, columns = mesh.axis_names
-        self._shardings = [NamedSharding(mesh, PartitionSpec(name)) for name in (rows, columns)]
-        self._shared = jax.device_put(blocks.shared, NamedSharding(mesh, PartitionSpec()))
         self.device = mesh.devices.flat[0]
+        everywhere, *self._shardings = (self._sharding(names) for names in ((), *((name,) for name in mesh.axis_names)))
+        self._shared = jax.device_put(blocks.shared, everywhere)
 
     def __call__(self, tile: Tile) -> tuple[PyTree, PyTree]:
         """The matrices of a tile, without what was repeated, and its notes."""
@@ -47,11 +46,20 @@ class Tiles:
 
     def programs(self) -> list[Program]:
         """What is compiled for these tiles; for the analysis of XLA."""
-        first = next(iter(self.grid))
-        found = [Program(_program(self.blocks.block, self._mesh), self._arguments(first))]
-        if self._is_own(first):
-            found.append(Program(_own_program(self.blocks.own_block), self._own_arguments(first)))
+        blocks, (of_rows, of_columns) = self.blocks, self._shardings
+        rows, columns = _shapes(blocks.one, self.grid.rows, of_rows), _shapes(blocks.two, self.grid.columns, of_columns)
+        found = [Program(_program(blocks.block, self._mesh), (self._shared, rows, columns))]
+        if blocks.own_block is not None:
+            one = SingleDeviceSharding(self.device)
+            found.append(
+                Program(_own_program(blocks.own_block), (blocks.shared, _shapes(blocks.one, self.grid.rows, one)))
+            )
         return found
+
+    def _sharding(self, names: tuple[str, ...]) -> Sharding:
+        if self._mesh.size == 1:
+            return SingleDeviceSharding(self.device)
+        return NamedSharding(self._mesh, PartitionSpec(*names))
 
     def _is_own(self, tile: Tile) -> bool:
         return self.blocks.own_block is not None and tile.own
@@ -78,6 +86,11 @@ def _examples(x: PyTree, part: slice, size: int) -> PyTree:
     if all(isinstance(a, jax.Array) for a in jax.tree.leaves(x)):
         return _taken(x, part.start, size)
     return jax.tree.map(lambda a: a[np.minimum(part.start + np.arange(size), a.shape[0] - 1)], x)
+
+
+def _shapes(x: PyTree, size: int, sharding: Any) -> PyTree:
+    """As many examples, without their values."""
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype, sharding=sharding), x)
 
 
 @partial(jax.jit, static_argnums=2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -11,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from infnet.arguments import NAMES, names_of, split_arguments
-from infnet.batching.blocks import Blocks, as_arrays
+from infnet.batching.blocks import Blocks, as_arrays, calls
 from infnet.empirical.choice import Choice, choose
 
 PyTree = Any
@@ -38,7 +37,7 @@ class EmpiricalKernelFn:
             implementations: the names of those to choose from.
             memory_limit: bytes that the one which is chosen should stay within.
         """
-        self._compute, self._mirror_of = compute, mirror_of
+        self._compute, self.mirror_of = compute, mirror_of
         self._implementations, self._memory_limit = tuple(implementations), memory_limit
         self._programs: dict[Hashable, dict[str, Any]] = {}
         self._choices: dict[Hashable, Choice] = {}
@@ -63,14 +62,13 @@ class EmpiricalKernelFn:
         """
         one = as_arrays(x1, "x1")
         two = one if x2 is None else as_arrays(x2, "x2")
-        mirror = self._mirror_of(kwargs, one, params)
+        mirror = self.mirror_of(kwargs, one, params)
         # The choice for all tiles is that for one of them, of an ordinary size.
         some, others = (jax.tree.map(lambda a: a[:TYPICAL_TILE], x) for x in (one, two))
         programs, (_, _, *shared) = self._prepared(some, others, get, params, kwargs)
         chosen = self._choice(get, programs, (some, others, *shared)).implementation if len(programs) > 1 else None
-        block = _Block(programs[chosen] if chosen else next(iter(programs.values())))
-        own = x2 is None
-        return Blocks(tuple(shared), one, two, block, block.own if own else None, mirror if own else None)
+        arrays, block, own_block = calls(programs[chosen] if chosen else next(iter(programs.values())), *shared)
+        return Blocks(arrays, one, two, block, *((own_block, mirror) if x2 is None else (None, None)))
 
     def _prepared(
         self, x1: PyTree, x2: PyTree | None, get: Any, params: PyTree, kwargs: Mapping[str, Any]
@@ -115,20 +113,6 @@ class OfOneKind:
     def explain(self, x1: PyTree, x2: PyTree | None, params: PyTree, **kwargs: Any) -> Choice:
         """As `EmpiricalKernelFn.explain`."""
         return self._kernel_fn.explain(x1, x2, self._get, params, **kwargs)
-
-
-@dataclass(frozen=True)
-class _Block:
-    """A block of kernels by a jitted function `(x1, x2, params, arrays)`."""
-
-    program: Callable[..., PyTree]
-
-    def __call__(self, shared: tuple[Any, ...], rows: PyTree, columns: PyTree) -> tuple[PyTree, PyTree]:
-        return self.program(rows, columns, *shared), ()
-
-    def own(self, shared: tuple[Any, ...], rows: PyTree) -> tuple[PyTree, PyTree]:
-        """Of examples with themselves."""
-        return self.program(rows, None, *shared), ()
 
 
 def _names(get: Any) -> Get:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from infnet import functional
 from infnet.api import KernelFn, kernel_fn
 from infnet.arguments import example_args
+from infnet.batching.blocks import Blocks
 from infnet.errors import InputError
 from infnet.flatten import AT
 from infnet.kernel import Kernel
@@ -89,6 +90,20 @@ class LayerKernel:
         """
         one, two = _arguments(x1, x2, pattern)
         return self._made(one, mask_constant, options)(one, two, get)
+
+    def blocks(
+        self,
+        x1: PyTree,
+        x2: PyTree = None,
+        get: Any = None,
+        *,
+        pattern: tuple[Any, Any] | None = None,
+        mask_constant: float | None = None,
+        **options: Any,
+    ) -> Blocks:
+        """The kernels in blocks of examples; see `infnet.batch`. Arguments and errors are those of a call."""
+        one, two = _arguments(x1, x2, pattern)
+        return self._made(one, mask_constant, options).blocks(one, two, get)
 
     def at(self, x: PyTree, *, pattern: Any = None, mask_constant: float | None = None, **options: Any) -> KernelFn:
         """The `infnet.KernelFn` for inputs of the shape of x, which has `explain`, `diag` and `hyperparameters`.
