@@ -44,6 +44,11 @@ def created(folder: Path, shape: Sequence[int], chunk: Sequence[int], dtype: np.
     return _open({**spec, "open": True, "create": True}, folder)
 
 
+def discard_chunk(folder: Path, position: tuple[int, int], ndim: int) -> None:
+    """Remove a chunk, so that it is not read when it is written: at the edges TensorStore keeps what lies beyond."""
+    folder.joinpath("c", *map(str, position), *["0"] * (ndim - 2)).unlink(missing_ok=True)
+
+
 def _where(folder: Path) -> dict[str, Any]:
     return {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(folder)}}
 

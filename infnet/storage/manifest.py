@@ -80,9 +80,14 @@ class Manifest:
         """The tiles."""
         return Grid(*self.examples, self.rows, self.columns, self.mirrored)
 
+    def position_of(self, tile: Tile) -> tuple[int, int]:
+        """The number of a tile from above and from the left."""
+        return tile.rows.start // self.rows, tile.columns.start // self.columns
+
     def name_of(self, tile: Tile) -> str:
-        """The name of a tile: its number from above and from the left."""
-        return f"{tile.rows.start // self.rows}-{tile.columns.start // self.columns}"
+        """The name of a tile."""
+        row, column = self.position_of(tile)
+        return f"{row}-{column}"
 
     def places(self, tile: Tile) -> list[Tile]:
         """Where a tile is written: also across the diagonal, if it follows there."""

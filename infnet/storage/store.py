@@ -26,7 +26,7 @@ import numpy as np
 from infnet.batching.grid import Tile
 from infnet.errors import InputError, StorageError
 from infnet.storage import files
-from infnet.storage.arrays import created, opened, tensorstore
+from infnet.storage.arrays import created, discard_chunk, opened, tensorstore
 from infnet.storage.claims import Owner
 from infnet.storage.fingerprint import as_bytes
 from infnet.storage.manifest import NAME, Manifest, check_same
@@ -178,6 +178,9 @@ class Store:
         """
         data = [array for place in matrices for array in place]
         try:
+            for array in self.manifest.arrays:
+                for place in self.manifest.places(self.tiles[name]):
+                    discard_chunk(self.folder / array.name, self.manifest.position_of(place), len(array.shape))
             writing = [a[place].write(x) for (place, a), x in zip(self._parts(name), data, strict=True)]
             checksums = [_checksum(x) for x in data]
             for written in writing:
