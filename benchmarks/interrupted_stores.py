@@ -22,6 +22,7 @@ import stores
 
 
 def main() -> None:
+    """Print a line for every moment."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--moments", type=int, default=20, help="how often (default 20)")
     options = parser.parse_args()

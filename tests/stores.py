@@ -72,8 +72,10 @@ def interrupted(store: Path, log: Path, moment: random.Random) -> int:
         time.sleep(0.002)
     time.sleep(moment.uniform(0, 0.02))
     finished = all(worker.poll() is not None for worker in workers)
+    for number in (signal.SIGSTOP, signal.SIGKILL):  # at once: the second one would take over the tiles of the first
+        for worker in workers:
+            worker.send_signal(number)
     for worker in workers:
-        worker.send_signal(signal.SIGKILL)
         worker.wait()
     claims = store / "claims"
     return -1 if finished else len(list(claims.iterdir())) if claims.exists() else 0

@@ -142,7 +142,7 @@ def _with_get(
     kernel_fn: Callable[..., PyTree], args: Sequence[Any], kwargs: Mapping[str, Any], get: Any
 ) -> tuple[Sequence[Any], Mapping[str, Any], str]:
     """The arguments after x1 and x2 with `get` in its place, wherever that is, and `get` for the manifest."""
-    _, _, *after = inspect.signature(getattr(kernel_fn, "blocks", kernel_fn)).parameters.values()
+    after = list(inspect.signature(getattr(kernel_fn, "blocks", kernel_fn)).parameters.values())[2:]
     names = [p.name for p in after if p.kind is p.POSITIONAL_OR_KEYWORD and p.name != "get"]
     if all(p.name != "get" for p in after):
         if get != NAMES:
