@@ -30,3 +30,7 @@ from infnet.provenance import recognise_prior as recognise_prior
 from infnet.remembered import remembered as remembered
 from infnet.remembered import remembered_kernel as remembered_kernel
 from infnet.remembered import remembered_kernel_fn as remembered_kernel_fn
+from infnet.storage import Status as Status
+from infnet.storage import StoredArray as StoredArray
+from infnet.storage import compute as compute
+from infnet.storage import status as status

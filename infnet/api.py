@@ -220,6 +220,12 @@ class KernelFn:
         mirror = mirrored if symmetric else None
         return Blocks(weights, stages.one, stages.two, stages.block, own_block, mirror, finish, check)
 
+    def anew(self) -> KernelFn:
+        """The same kernel function, whose series have the terms that the next examples need, whatever came before."""
+        kernel = copy(self)
+        kernel._runner = self._runner.anew()
+        return kernel
+
     def _composed(self, kernel: Kernel, get: Any, names: tuple[str, ...]) -> Any:
         kind, moments = self._model.inputs.moments(kernel, self.parameterization)
         if BY_PARAM in names:

@@ -32,6 +32,10 @@ class NumericalError(InfnetError, ArithmeticError):
     """A computation met non-finite numbers or a matrix that cannot be factored."""
 
 
+class StorageError(InfnetError, OSError):
+    """A store on disk could not be written or read."""
+
+
 class UnsupportedError(InfnetError, NotImplementedError):
     """The model contains an operation whose infinite-width kernel infnet does not know."""
 

@@ -173,6 +173,10 @@ class Runner:
             computation = self.computation(kind)
             raise_not_finite(computation, computation.plan(NAMES, (1, 2)), weights, examples)
 
+    def anew(self) -> Runner:
+        """A runner of the same model that knows of no examples, so that its series depend on the next ones alone."""
+        return Runner(self._model, self._options) if any(self._variances.values()) else self
+
     # Blocks
 
     def stages(self, names: tuple[str, ...], weights: Weights, kind: InputKind, x1: Given, x2: Given | None) -> Stages:
@@ -181,8 +185,9 @@ class Runner:
         Of shapes in place of examples, the shapes of what is known.
         """
         abstract = isinstance(jax.tree.leaves(x1)[0], jax.ShapeDtypeStruct)
+        traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((weights, x1, x2)))
         for x in (x1, x2):
-            if x is not None and not abstract:
+            if x is not None and not abstract and not traced:
                 in_parts(lambda part: self.settle(weights, kind, part), x)
         if BY_PARAM in names or self._widens(kind):  # these stand around the whole computation
             pair, own = (self.function(Task("matrix", names, symmetric), kind) for symmetric in (False, True))

@@ -21,7 +21,9 @@ OPTIONAL = frozenset(
         "orbax",
         "rich",
         "sklearn",
+        "tensorstore",
         "tinygp",
+        "tqdm",
     ]
 )
 

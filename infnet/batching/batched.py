@@ -102,7 +102,7 @@ class BatchedKernelFn:
         shapes, notes = blocks.shapes()
         if 0 in blocks.sizes:
             return blocks.finish(OnHost(shapes).matrices, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), notes))
-        tiles = self._tiles(blocks, shapes)
+        tiles = self.tiles(blocks, shapes)
         result = OnHost(shapes) if self._on_host(shapes) else OnDevice(shapes, tiles.device)
         return assemble(tiles, result, notes)
 
@@ -111,7 +111,7 @@ class BatchedKernelFn:
         blocks = blocks_of(self.kernel_fn, x1, x2, *args, **kwargs)
         shapes, _ = blocks.shapes()
         output, on_host = bytes_of(shapes), self._on_host(shapes)
-        tiles = self._tiles(blocks, shapes)
+        tiles = self.tiles(blocks, shapes)
         programs, grid = tiles.programs(), tiles.grid
         temporary = max(memory_of(program.compiled) for program in programs)
         resident = bytes_of((blocks.shared, blocks.one)) + (0 if blocks.two is blocks.one else bytes_of(blocks.two))
@@ -128,7 +128,8 @@ class BatchedKernelFn:
         fits = bytes_of(shapes) <= RESULT_SHARE * available_bytes(self._mesh.devices.flat[0])
         return jax.process_count() > 1 or not self._store_on_device or not fits
 
-    def _tiles(self, blocks: Blocks, shapes: PyTree) -> Tiles:
+    def tiles(self, blocks: Blocks, shapes: PyTree) -> Tiles:
+        """Tiles of the size that was asked for, or that is chosen."""
         if self._sizes is not None:
             return Tiles(blocks, self._grid(blocks, *self._sizes), self._mesh)
         n1, n2 = blocks.sizes
@@ -141,6 +142,12 @@ class BatchedKernelFn:
             if needed <= budget or side == 1:
                 return tiles
             side = max(1, min(side // 2, int(side * math.sqrt(budget / needed))))
+
+    def tiles_of(self, blocks: Blocks, grid: Grid) -> Tiles:
+        """Tiles of a grid that was chosen elsewhere, on as many of the devices as can share them."""
+        by_rows, by_columns = self._mesh.devices.shape
+        devices = self._mesh.devices[: math.gcd(grid.rows, by_rows), : math.gcd(grid.columns, by_columns)]
+        return Tiles(blocks, grid, Mesh(devices, self._mesh.axis_names))
 
     def _grid(self, blocks: Blocks, rows: int, columns: int) -> Grid:
         n1, n2 = blocks.sizes
