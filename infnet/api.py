@@ -190,6 +190,32 @@ class KernelFn:
         values = self._run(("diagonal",), Computation.diagonal, names, kind, inputs)
         return self._picked(values, kind, names if get is None else get, names)
 
+    def of_examples(
+        self, key: tuple[Any, ...], make: Make, names: tuple[str, ...], x: PyTree, *extra: Any
+    ) -> dict[str, Any]:
+        """What another function of single examples returns: compiled, and its series settled, as for kernels.
+
+        Args:
+            key: says which function it is.
+            make: makes it of the computation and `names`: a function of (weights, leaves of x, *extra) that returns
+                a dict with "error" and "finite" in it, as `Computation.diagonal` does.
+            names: of the kernels that it is about.
+            x: the input, each leaf `(n, ...)`.
+            extra: further arguments.
+        """
+        inputs = self._model.inputs.read(x, "x")
+        return self._run(key, make, names, kind_of(inputs), inputs, extra=extra)
+
+    @property
+    def weights(self) -> Weights:
+        """The laws of the parameters, and which of them are trained."""
+        return self._weights
+
+    @property
+    def example(self) -> PyTree:
+        """The shapes and dtypes of one example, as an input with n = 1."""
+        return self._model.inputs.batch_of_one
+
     def _picked(
         self, values: Mapping[str, Any], kind: InputKind, get: Any, names: Sequence[str], *, symmetric: bool = False
     ) -> PyTree:
@@ -283,19 +309,25 @@ class KernelFn:
         names: tuple[str, ...],
         kind: InputKind,
         *inputs: Given,
+        extra: tuple[Any, ...] = (),
     ) -> dict[str, Any]:
         """Compile, compute, and check what outside of `jit` can be checked.
 
-        `inputs`: x1, x2, and the pairs of them if the input is random itself.
+        Args:
+            key, make, names: see `of_examples`.
+            kind: of the inputs.
+            inputs: x1, x2, and the pairs of them if the input is random itself.
+            extra: further arguments.
         """
-        traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((self._weights, inputs)))
+        traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((self._weights, inputs, extra)))
         if not traced:
             self._settle_at_first(kind, inputs[0])
-        values = self._compute(key, make, names, kind, inputs)
+        arguments = (*inputs, *extra)
+        values = self._compute(key, make, names, kind, arguments)
         if not traced and float(values["error"]) > self._options.tol:
             for x in inputs[:2]:
                 self._settle(kind, x)
-            values = self._compute(key, make, names, kind, inputs)
+            values = self._compute(key, make, names, kind, arguments)
             self._check_error(float(values["error"]))
         self._error = None if traced else float(values["error"])
         finite = values.pop("finite")
