@@ -124,7 +124,7 @@ def _factorise(
     lower, jitter, ok = _climb(*map(lax.stop_gradient, (kernel, shift, epsilon, rungs)))
     ok &= jnp.all(jnp.isfinite(kernel)) & jnp.all(jnp.isfinite(shift))
     shift += jitter
-    smallest, largest = _extreme_eigenvalues(lax.stop_gradient(kernel), lax.stop_gradient(shift), lower)
+    smallest, largest = extreme_eigenvalues(lax.stop_gradient(kernel), lax.stop_gradient(shift), lower)
     rest = {"shift": shift, "diag_reg": regulariser, "jitter": jitter, "ok": ok}
     return split(lower), rest | {"eigenvalue_min": smallest, "eigenvalue_max": largest}
 
@@ -153,7 +153,7 @@ def _climb(kernel: Array, shift: Array, epsilon: Array, rungs: Array) -> tuple[A
     return lower, jitter, ok
 
 
-def _extreme_eigenvalues(kernel: Array, shift: Array, lower: Array) -> tuple[Array, Array]:
+def extreme_eigenvalues(kernel: Array, shift: Array, lower: Array) -> tuple[Array, Array]:
     """Estimates by power iteration with the matrix and with its inverse."""
     n = len(kernel)
     start = 1 + jnp.cos(jnp.arange(n, dtype=kernel.dtype)) / 2  # not orthogonal to any eigenvector
