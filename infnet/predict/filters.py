@@ -42,6 +42,9 @@ Array = jax.Array
 # are the roots 1 and D of a small a.
 APART = 1e-2
 
+# Recursions whose trace is below this, and their determinant below its square, have died out after nine terms.
+SMALL = 1e-2
+
 # Coefficients in x² of sinh(x) / x and atanh(x) / x: exact to rounding for |x| < 1 / 2, and for |x| < 1 / 15.
 SINH_RATIO = [1 / math.factorial(2 * n + 1) for n in range(8)]
 ATANH_RATIO = [1 / (2 * n + 1) for n in range(8)]
@@ -145,8 +148,12 @@ def _recursive_sum(count: Array, a: Array, d: Array) -> Array:
     """P of the recursion at the top of this file, after `count` terms: its roots have product d, and 1 - T + d = a.
 
     Well separated roots give two geometric sums. Their gaps 1 - r are found from (1 - r₁) (1 - r₂) = a, without
-    cancellation for small a. Others, and complex ones, give (1 - pₖ₊₁ + D pₖ) / a.
+    cancellation for small a. Others, and complex ones, give (1 - pₖ₊₁ + D pₖ) / a. Where both are near 0, as those of
+    Nesterov's momentum are at a = 1, few terms of the sum are all of it.
     """
+    few = (jnp.abs(1 - a + d) < SMALL) & (jnp.abs(d) < SMALL**2)
+    first = _first_terms(count, jnp.where(few, 1 - a + d, 0), jnp.where(few, d, 0))
+    a, d = jnp.where(few, 1, a), jnp.where(few, 0.25, d)
     trace = 1 - a + d
     discriminant = trace**2 - 4 * d
     # XLA rounds what it computes twice in two ways: without the barrier, some of the selections below would take the
@@ -162,7 +169,16 @@ def _recursive_sum(count: Array, a: Array, d: Array) -> Array:
     trace, d = jnp.where(apart, 1, trace), jnp.where(apart, 0.25, d)
     after, now = jax.vmap(_recursion, (0, None, None))(jnp.stack([count + 1, count]), trace, d)
     close = 1 - after + d * now
-    return jnp.where(apart, sums / (larger - smaller), close / jnp.where(apart, 1, a))
+    return jnp.where(few, first, jnp.where(apart, sums / (larger - smaller), close / jnp.where(apart, 1, a)))
+
+
+def _first_terms(count: Array, trace: Array, d: Array) -> Array:
+    """P for roots below 1.7 SMALL, of which only so many terms are above rounding."""
+    before, now, total = jnp.zeros_like(trace), jnp.ones_like(trace), jnp.zeros_like(count * trace)
+    for k in range(1, 10):
+        total += jnp.where(k <= count, now, 0)
+        before, now = now, trace * now - d * before
+    return total
 
 
 def _recursion(count: Array, trace: Array, d: Array) -> Array:
