@@ -15,7 +15,7 @@ from scipy.linalg import lapack
 from scipy.linalg.blas import get_blas_funcs
 
 from infnet.errors import InputError, NumericalError
-from infnet.solvers.operators import Matrix
+from infnet.solvers.products import Matrix
 
 
 def factor_in_place(a: Matrix, shift: Matrix, block: int, advance: Any) -> None:

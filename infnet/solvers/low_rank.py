@@ -23,36 +23,36 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.linalg import cho_solve, cholesky, solve_triangular, svd
+from scipy.linalg import cholesky, solve_triangular, svd
 
 from infnet.errors import NumericalError
-from infnet.solvers.operators import Matrix, Operator
+from infnet.solvers.operators import Operator
+from infnet.solvers.products import Matrix
 
 LARGEST_BLOCK = 256
 PREVENTS_CANCELLATION = 10  # pivots below this many roundings of the diagonal are noise
 
 
 class LowRank:
-    """P⁻¹ of P = F Fᵀ + D for a diagonal D, by the identity of Woodbury, with G = D^(-1/2) F:
+    """P⁻¹ of P = F Fᵀ + D for a diagonal D, by the identity of Woodbury, with G = D^(-1/2) F and I + Gᵀ G = L Lᵀ:
 
-    P⁻¹ = D^(-1/2) (I - G (I + Gᵀ G)⁻¹ Gᵀ) D^(-1/2)
+    P⁻¹ = D^(-1/2) (I - W Wᵀ) D^(-1/2),    W = G L⁻ᵀ
     """
 
     def __init__(self, factor: Matrix, diagonal: Matrix, noise: Matrix):
         self.rank = factor.shape[1]
         left_out = max(0.0, (diagonal.sum() - np.square(factor).sum()) / len(diagonal))
         self._root = np.sqrt(noise + left_out)[:, None]
-        self._scaled = factor / self._root
-        inner = self._scaled.T @ self._scaled
+        scaled = factor / self._root
+        inner = scaled.T @ scaled
         inner[np.diag_indices_from(inner)] += 1
-        self._inner = cholesky(inner, lower=True, overwrite_a=True)
+        lower = cholesky(inner, lower=True, overwrite_a=True)
+        self._projector = solve_triangular(lower, scaled.T, lower=True, overwrite_b=True).T
 
     def __call__(self, v: Matrix) -> Matrix:
         """P⁻¹ v of (n, m)."""
         v = v / self._root
-        if self.rank:
-            v -= self._scaled @ cho_solve((self._inner, True), self._scaled.T @ v)
-        return v / self._root
+        return (v - self._projector @ (self._projector.T @ v)) / self._root
 
 
 def randomly_pivoted_cholesky(kernel: Operator, rank: int, key: jax.Array, advance: Callable[[int], Any]) -> Matrix:

@@ -1,7 +1,7 @@
 """Kernel matrices that are only multiplied with: arrays in memory, on disk or on several devices, or never stored.
 
 Products are computed in float64, whatever the matrix is stored in: at a condition number of 1e8 those in float32 have
-no digits left, but converting a few rows at a time costs little more than reading them. Matrices are symmetric, so of a
+no digits left, and converting a few rows at a time costs little more than reading them. Matrices are symmetric: of a
 stored one only the part above the diagonal is multiplied with, once as it is and once transposed.
 """
 
@@ -16,11 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from infnet.errors import InputError, NumericalError
-
-Matrix = np.ndarray[Any, np.dtype[Any]]
+from infnet.solvers.products import TILE_ROWS, Matrix, both_products, rows_times, symmetric_product
 
 STRIP_BYTES = 2**26
-CONVERTED_ROWS = 64  # at a time: few enough that float64 copies of them stay in cache
 
 
 class Operator(Protocol):
@@ -84,15 +82,15 @@ class Stored:
     def _diagonal(self) -> Matrix:
         """The diagonal, by a pass through the matrix which finds numbers that are not finite, and asymmetry."""
         n = self.shape[0]
-        probe = np.random.default_rng(0).standard_normal((n, 1))
-        diagonal, by_rows, by_columns = np.empty(n), np.empty((n, 1)), np.zeros((n, 1))
-        for i, rows in self.strips():
-            for k in range(0, len(rows), CONVERTED_ROWS):
-                few = rows[k : k + CONVERTED_ROWS].astype(np.float64)
-                here = slice(i + k, i + k + len(few))
-                diagonal[here] = few[np.arange(len(few)), np.arange(len(few)) + i + k]
-                by_rows[here] = few @ probe
-                by_columns += few.T @ probe[here]
+        diagonal, probe = np.empty(n), np.random.default_rng(0).standard_normal((n, 1))
+
+        def noting() -> Iterator[tuple[int, Matrix]]:
+            for i, rows in self.strips():
+                own = np.arange(len(rows))
+                diagonal[i + own] = rows[own, i + own]
+                yield i, rows
+
+        by_rows, by_columns = both_products(noting(), probe)
         if not (np.isfinite(by_rows).all() and np.isfinite(by_columns).all()):
             for i, rows in self.strips():
                 require_finite_rows(rows, i)
@@ -224,11 +222,11 @@ class _Part:
             if only_above and offset >= width - 1:
                 return  # this strip and those after it are below the diagonal
             along = jax.device_put(v[rows], device)
-            yield rows, columns, *_both_products(few, along, across, offset if only_above else -self.strip - width)
+            yield rows, columns, *_with_transpose(few, along, across, offset if only_above else -self.strip - width)
 
 
 @jax.jit
-def _both_products(rows: jax.Array, along: jax.Array, across: jax.Array, offset: Any) -> tuple[jax.Array, jax.Array]:
+def _with_transpose(rows: jax.Array, along: jax.Array, across: jax.Array, offset: Any) -> tuple[jax.Array, jax.Array]:
     """`rows @ across` and `rows.T @ along`, of the entries above the diagonal; row 0 meets it in column `offset`."""
     height, width = rows.shape
     above = jnp.arange(width) > jnp.arange(height)[:, None] + offset
@@ -277,7 +275,7 @@ class MatrixFree:
         if own is not None:
             diagonal = np.asarray(own(self.x, get=self.get), np.float64)
         else:
-            diagonal, size = np.empty(n), min(n, CONVERTED_ROWS)
+            diagonal, size = np.empty(n), min(n, TILE_ROWS)
             for i in range(0, n, size):
                 here = np.arange(size) + min(i, n - size)
                 diagonal[here] = np.diagonal(self._kernel(self._examples(here), self._examples(here)))
@@ -293,12 +291,7 @@ class MatrixFree:
 
     def matmul(self, v: Matrix) -> Matrix:
         """(n, m) of (n, m); the kernel is computed once."""
-        result = np.empty_like(v)
-        for i, rows in self.strips():
-            for k in range(0, len(rows), CONVERTED_ROWS):
-                few = rows[k : k + CONVERTED_ROWS]
-                result[i + k : i + k + len(few)] = few.astype(np.float64) @ v
-        return result
+        return rows_times(self.strips(), v)
 
     def _rows(self, indices: Matrix) -> Matrix:
         """Of each example with itself, what `diag` says: a function of pairs does not know which of them are one."""
@@ -320,31 +313,11 @@ class MatrixFree:
         return found
 
 
-def symmetric_product(strips: Iterator[tuple[int, Matrix]], diagonal: Matrix, v: Matrix) -> Matrix:
-    """The product with the symmetric matrix of which `strips` give what is above the `diagonal`."""
-    result = diagonal[:, None] * v
-    converted = np.empty(CONVERTED_ROWS * len(v))
-    for start, rows in strips:
-        for k in range(0, len(rows), CONVERTED_ROWS):
-            few = rows[k : k + CONVERTED_ROWS, start + k :]
-            i, j = start + k, start + k + len(few)
-            above = np.triu(few[:, : j - i].astype(np.float64), 1)
-            result[i:j] += above @ v[i:j] + above.T @ v[i:j]
-            behind = few[:, j - i :]
-            if behind.dtype != np.float64:
-                wide = converted[: behind.size].reshape(behind.shape)
-                wide[...] = behind
-                behind = wide
-            result[i:j] += behind @ v[j:]
-            result[j:] += behind.T @ v[i:j]
-    return result
-
-
 def load(kernel: Operator) -> Matrix:
     """The matrix as an array in memory, float64 if it is and otherwise float32."""
     n = kernel.shape[0]
     array = np.empty(kernel.shape, np.float64 if kernel.dtype == np.float64 else np.float32)
-    strip = getattr(kernel, "strip", CONVERTED_ROWS)
+    strip = getattr(kernel, "strip", TILE_ROWS)
     for i in range(0, n, strip):
         array[i : i + strip] = kernel.columns(np.arange(i, min(i + strip, n))).T
     return array

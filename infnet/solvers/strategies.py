@@ -14,7 +14,8 @@ from infnet.errors import InputError
 from infnet.solvers import host_cholesky, sharded_cholesky
 from infnet.solvers.conjugate_gradients import Prepared, Solution, tolerance, variances
 from infnet.solvers.low_rank import APPROXIMATIONS, LowRank
-from infnet.solvers.operators import Matrix, Operator, Sharded, Stored, load, operator
+from infnet.solvers.operators import Operator, Sharded, Stored, load, operator
+from infnet.solvers.products import Matrix
 from infnet.solvers.progress import bar
 
 
