@@ -22,15 +22,15 @@ import numpy as np
 from jax.scipy.linalg import cho_solve, solve_triangular
 
 from infnet.errors import InputError, NumericalError
-from infnet.float64 import in_float64
+from infnet.float64 import default_dtype, in_float64, kept, require_float64, split
 from infnet.predict.axes import OutputAxes
 from infnet.predict.checks import is_traced, noise_variances, real, require_finite, require_gaussian, strength
-from infnet.predict.cholesky import default_dtype, extreme_eigenvalues, kept, require_float64, split
+from infnet.predict.cholesky import extreme_eigenvalues
 from infnet.predict.posterior import Gaussian, Info, pytree
 from infnet.predict.training_set import train_targets
 
 Array = jax.Array
-Parts = tuple[Array, ...]  # to be summed: see `cholesky.kept`
+Parts = tuple[Array, ...]  # to be summed: see `float64.kept`
 
 
 @pytree(meta=("features", "batch_size", "axes"))
