@@ -27,6 +27,7 @@ from infnet.priors import Prior as Prior
 from infnet.priors import infer_priors as infer_priors
 from infnet.priors import override_priors as override_priors
 from infnet.provenance import recognise_prior as recognise_prior
+from infnet.random_features import random_features as random_features
 from infnet.remembered import remembered as remembered
 from infnet.remembered import remembered_kernel as remembered_kernel
 from infnet.remembered import remembered_kernel_fn as remembered_kernel_fn

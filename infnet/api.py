@@ -23,7 +23,7 @@ from infnet.arguments import (
     one_of,
     positive,
 )
-from infnet.batching.batch import BatchedKernelFn
+from infnet.batching.batched import BatchedKernelFn
 from infnet.batching.blocks import Blocks
 from infnet.batching.memory import Footprint, available_bytes, footprint_of
 from infnet.context import Weights
@@ -33,7 +33,7 @@ from infnet.explain import Explanation, explain
 from infnet.kernel import Kernel
 from infnet.model import Model
 from infnet.priors import check_readable
-from infnet.running import Options, Runner, Task
+from infnet.running import Options, OwnTask, Runner, Task
 from infnet.tiling import mirrored
 
 PyTree = Any
@@ -242,8 +242,29 @@ class KernelFn:
         values = self._run(Task("diagonal", names), kind, inputs)
         return self._picked(values, kind, names if get is None else get, names)
 
-    def _run(self, task: Task, kind: InputKind, *inputs: Given) -> dict[str, Any]:
-        values = self._runner.run(task, self._weights, kind, *inputs)
+    def of_examples(self, task: OwnTask, x: PyTree, *extra: Any) -> dict[str, Any]:
+        """What another function of single examples returns: compiled, and its series settled, as for kernels.
+
+        Args:
+            task: makes it.
+            x: the input, each leaf `(n, ...)`.
+            extra: further arguments of the function.
+        """
+        inputs = self._model.inputs.read(x, "x")
+        return self._run(task, kind_of(inputs), inputs, extra=extra)
+
+    @property
+    def weights(self) -> Weights:
+        """The laws of the parameters, and which of them are trained."""
+        return self._weights
+
+    @property
+    def example(self) -> PyTree:
+        """The shapes and dtypes of one example, as an input with n = 1."""
+        return self._model.inputs.batch_of_one
+
+    def _run(self, task: OwnTask, kind: InputKind, *inputs: Given, extra: tuple[Any, ...] = ()) -> dict[str, Any]:
+        values = self._runner.run(task, self._weights, kind, *inputs, extra=extra)
         self._error = None if isinstance(values["error"], jax.core.Tracer) else float(values["error"])
         return values
 

@@ -141,6 +141,17 @@ class Inputs:
         """Of the example."""
         return kind_of(jax.tree.leaves(self.example), self.law)
 
+    @property
+    def batch_of_one(self) -> PyTree:
+        """The shapes and dtypes of an input with one example."""
+
+        def batched(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            axis = self.batch_axis % (len(leaf.shape) + 1)
+            return jax.ShapeDtypeStruct((*leaf.shape[:axis], 1, *leaf.shape[axis:]), leaf.dtype)
+
+        inputs = jax.tree.map(batched, self.example)
+        return inputs if self.several else inputs[0]
+
     def read(self, x: PyTree, name: str) -> list[jax.Array]:
         """The leaves of an input, examples first; or their shapes, if these are given.
 

@@ -38,6 +38,7 @@ class Functions:
         self._values = values
         self._producer = producer
         self._constant = constant
+        self._chains: dict[tuple[Any, ...], ClosedJaxpr] = {}
         self._recognised: dict[tuple[Any, ...], Activation] = {}
 
     def where(self, base: int, var: int) -> Where:
@@ -57,9 +58,16 @@ class Functions:
         """
         key = self._description(base, var)
         if key not in self._recognised:
-            self._recognised[key] = recognise(self._jaxpr(base, var), where)
+            self._recognised[key] = recognise(self.chain(base, var), where)
         found = self._recognised[key]
         return dataclasses.replace(found, where=where) if isinstance(found, SeriesActivation) else found
+
+    def chain(self, base: int, var: int) -> ClosedJaxpr:
+        """`var` as a function of `base`: one jaxpr for all that are equal."""
+        key = self._description(base, var)
+        if key not in self._chains:
+            self._chains[key] = self._jaxpr(base, var)
+        return self._chains[key]
 
     def _equations(self, base: int, var: int) -> list[Equation]:
         """The equations that compute `var` from `base`, apart from those of constants."""

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from infnet._jax import ClosedJaxpr
 from infnet.activations import Activation
 from infnet.custom import custom_kernel
 from infnet.errors import UnsupportedError, Where
@@ -226,11 +227,16 @@ class Lookup(Node):
 class Elementwise(Node):
     """A scalar function of one field: what it was recognised as, or the error that says why it was not.
 
-    `gradients`: of the operand in the trained scales that multiply it; None where infnet has no rule for them.
+    Attributes:
+        operand: its argument.
+        activation: its kernels.
+        chain: the function itself, a jaxpr of one array to one array.
+        gradients: of the operand in the trained scales that multiply it; None where infnet has no rule for them.
     """
 
     operand: Node = field(kw_only=True)
     activation: Activation | UnsupportedError = field(kw_only=True)
+    chain: ClosedJaxpr = field(kw_only=True, repr=False)
     gradients: tuple[ScaleGradient, ...] | None = field(kw_only=True, default=())
 
 

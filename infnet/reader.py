@@ -14,7 +14,7 @@ from typing import Any, NoReturn, TypeVar
 import jax
 import numpy as np
 
-from infnet._jax import Primitive
+from infnet._jax import ClosedJaxpr, Primitive
 from infnet._jax import lax_primitives as lax_p
 from infnet.activations import Activation
 from infnet.errors import MONTE_CARLO, UnsupportedError, Where
@@ -218,9 +218,11 @@ class Reader:
             activation = self._functions.recognised(base, var, where)
         except UnsupportedError as error:
             activation = error
-        return self.elementwise(node, activation, where)
+        return self.elementwise(node, activation, self._functions.chain(base, var), where)
 
-    def elementwise(self, node: Node, activation: Activation | UnsupportedError, where: Where) -> Elementwise:
+    def elementwise(
+        self, node: Node, activation: Activation | UnsupportedError, chain: ClosedJaxpr, where: Where
+    ) -> Elementwise:
         """The node of a scalar function of `node`."""
         odd = not isinstance(activation, UnsupportedError) and activation.odd and node.zero_mean
         return self.new(
@@ -234,6 +236,7 @@ class Reader:
             scales=node.scales,
             operand=node,
             activation=activation,
+            chain=chain,
             gradients=scale_gradients(self, node),
         )
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
-from infnet.batching.batch import TILE_OPTIONS
+from infnet.batching.batched import TILE_OPTIONS
 from infnet.kernel import Kernel
 
 PyTree = Any

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,17 @@ class Options:
     precision: str
     tol: float
     q_max: float | None
+
+
+class OwnTask(Protocol):
+    """What is computed, and compiled for it: anything that can be compared and hashed, and makes a function."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The kernels that it is about."""
+
+    def function(self, computation: Computation) -> Callable[..., Any]:
+        """A function of the weights and the inputs; it returns a dict, with `error` and `finite` in it."""
 
 
 @dataclass(frozen=True)
@@ -79,30 +90,37 @@ class Runner:
         self._variances: dict[InputKind, dict[int, float]] = {}
         self._compiled: dict[Any, Any] = {}
 
-    def run(self, task: Task, weights: Weights, kind: InputKind, *inputs: Given) -> dict[str, Any]:
+    def run(
+        self, task: OwnTask, weights: Weights, kind: InputKind, *inputs: Given, extra: tuple[Any, ...] = ()
+    ) -> dict[str, Any]:
         """Compile, compute, and check what outside of `jit` can be checked.
 
-        `inputs`: x1, x2, and the pairs of them if the input is random itself.
+        Args:
+            task: what.
+            weights: laws of the parameters.
+            kind: of the inputs.
+            inputs: x1, x2, and the pairs of them if the input is random itself.
+            extra: further arguments.
         """
-        traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((weights, inputs)))
+        traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((weights, inputs, extra)))
         if not traced:
             self._settle_at_first(weights, kind, inputs[0])
-        values = self.compute(task, weights, kind, *inputs)
+        values = self.compute(task, weights, kind, *inputs, *extra)
         if not traced and float(values["error"]) > self._options.tol:
             for x in inputs[:2]:
                 self.settle(weights, kind, x)
-            values = self.compute(task, weights, kind, *inputs)
+            values = self.compute(task, weights, kind, *inputs, *extra)
             self.check_error(float(values["error"]))
         finite = values.pop("finite")
         if not traced and not finite:
             self._raise_not_finite(values, weights, kind, inputs)
         return values
 
-    def compute(self, task: Task, weights: Weights, kind: InputKind, *inputs: Given) -> dict[str, Any]:
+    def compute(self, task: OwnTask, weights: Weights, kind: InputKind, *inputs: Any) -> dict[str, Any]:
         """Compile and compute, with series as they are."""
         return dict(self.function(task, kind)(weights, *inputs))
 
-    def function(self, task: Task, kind: InputKind) -> Any:
+    def function(self, task: OwnTask, kind: InputKind) -> Any:
         """The compiled function of the weights and the inputs."""
         computation = self.computation(kind)
         key = (kind, task, tuple(computation.activations.values()))

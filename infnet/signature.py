@@ -26,8 +26,8 @@ from infnet.trace import Equation, Variable
 
 Name = tuple[str, Any]
 DEPTH = 2  # a node and its operands
-# Of a node: which one it is, where it stands, and what only planning asks.
-NOT_DESCRIBED = frozenset({"index", "where", "leaves", "scales", "var"})
+# Of a node: which one it is, where it stands, what only planning asks, and the function that its activation is.
+NOT_DESCRIBED = frozenset({"index", "where", "leaves", "scales", "var", "chain"})
 SHALLOW = ("sizes", "gaussian", "zero_mean", "uniform")
 
 

@@ -1,10 +1,11 @@
-"""Fixtures of several files; and which files are left out where a package is missing."""
+"""How tests are compiled, which files are left out where a package is missing, and what workers forget."""
 
+import gc
 from collections.abc import Iterator
 
 import pytest
 from needed import missing
-from quick import unoptimised as _unoptimised
+from quick import unoptimised
 
 collect_ignore = sorted({file for files in missing().values() for file in files})
 
@@ -14,8 +15,16 @@ def pytest_report_header() -> list[str]:
     return [f"without {package}: {len(files)} test files are left out" for package, files in missing().items()]
 
 
-@pytest.fixture
-def unoptimised() -> Iterator[None]:
-    """See `quick.unoptimised`."""
-    with _unoptimised():
-        yield
+def pytest_collection_finish() -> None:
+    """The collector of garbage looks less often through the many objects that stay: modules, tests, cached jaxprs."""
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Tests and their fixtures are compiled quickly, unless they are marked as `optimised`."""
+    if item.get_closest_marker("optimised"):
+        return (yield)
+    with unoptimised():
+        return (yield)

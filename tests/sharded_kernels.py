@@ -7,7 +7,12 @@ import re
 import sys
 from pathlib import Path
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+# How an array is split is decided before code is generated: that may be done in the quickest way (quick.py).
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8"
+    " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+)
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 import jax
 import jax.numpy as jnp
@@ -89,9 +94,7 @@ def report_activations(name):
         jax.device_put(x, where)
         for x, where in zip(activations.gram(N, N, "float32"), (rows, rows, columns), strict=True)
     ]
-    # How an array is split is decided before code is generated.
-    options = {"xla_backend_optimization_level": 0}
-    compiled = jax.jit(lambda *q: activation.kernel(*q, True)).lower(*q).compile(options)
+    compiled = jax.jit(lambda *q: activation.kernel(*q, True)).lower(*q).compile()
     return {"shards": shards(compiled(*q)), "moved": moved(compiled)}
 
 

@@ -15,9 +15,6 @@ X1, X2 = RNG.randn(4, 6, 5), RNG.randn(3, 6, 5)
 TIMES = jax.lax.fori_loop
 
 
-pytestmark = pytest.mark.usefixtures("unoptimised")
-
-
 @pytest.fixture(autouse=True)
 def float64():
     with jax.enable_x64(True):

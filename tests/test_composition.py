@@ -17,7 +17,7 @@ X1, X2 = (np.random.RandomState(seed).standard_normal((n, 5, 4, 3)) + 0.3 for se
 
 
 @pytest.fixture(autouse=True)
-def float64(unoptimised):
+def float64():
     with jax.enable_x64(True):
         yield
 

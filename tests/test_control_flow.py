@@ -17,9 +17,6 @@ RNG = np.random.RandomState(1)
 LENGTHS1, LENGTHS2 = np.array([3, 2]), np.array([1, 2, 3])
 
 
-pytestmark = pytest.mark.usefixtures("unoptimised")
-
-
 @pytest.fixture(autouse=True)
 def float64():
     with jax.enable_x64(True):

@@ -20,9 +20,6 @@ def dropout(x, **options):
     return nn.Dropout(1 - KEEP, deterministic=False, **options)(x)
 
 
-pytestmark = pytest.mark.usefixtures("unoptimised")
-
-
 @pytest.fixture(autouse=True)
 def float64():
     with jax.enable_x64(True):

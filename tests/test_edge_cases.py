@@ -13,6 +13,8 @@ import infnet
 import infnet_flax
 from infnet import tiling
 
+pytestmark = pytest.mark.optimised
+
 CASES = {c.name: c for c in zoo.CASES}
 every_network = pytest.mark.parametrize(
     "name", ["mlp_relu", "mlp_erf", "mlp_gelu", "conv_same_flatten", "conv_global_pool"]

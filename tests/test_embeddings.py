@@ -21,9 +21,6 @@ STD, MEAN = 0.7, 0.4
 DTYPES = {"dtype": jnp.float64, "param_dtype": jnp.float64}
 
 
-pytestmark = pytest.mark.usefixtures("unoptimised")
-
-
 @pytest.fixture(autouse=True)
 def float64():
     with jax.enable_x64(True):

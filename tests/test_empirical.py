@@ -21,7 +21,7 @@ SMALL = 600  # bytes: less than the Jacobian of a parameter
 
 
 @pytest.fixture(autouse=True)
-def float64(unoptimised):
+def float64():
     with jax.enable_x64(True):
         yield
 

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.optimised
+
 PATH = Path(__file__).parents[1] / "benchmarks/activations.py"
 SPEC = importlib.util.spec_from_file_location("activation_table", PATH)
 TABLE = importlib.util.module_from_spec(SPEC)
@@ -81,7 +83,8 @@ def transformed(name):
         }
 
     # Few numbers go through large programs here: compiling well would take longer than running badly.
-    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+    options = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+    return jax.jit(function, compiler_options=options)
 
 
 def triples(seed=0, largest=TABLE.Q_MAX):

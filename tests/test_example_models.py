@@ -22,11 +22,6 @@ def shape(*sizes, dtype="float32"):
     return jax.ShapeDtypeStruct((2, *sizes), dtype)
 
 
-@pytest.fixture(autouse=True)
-def _quick(unoptimised):
-    return unoptimised
-
-
 # Kernels
 
 

@@ -20,6 +20,8 @@ from infnet.primitives.erf import erf
 from infnet.primitives.exponential import ONE, differentiated, exponential
 from infnet.primitives.gelu import gelu
 
+pytestmark = pytest.mark.optimised
+
 
 @pytest.fixture(autouse=True)
 def _double_precision():

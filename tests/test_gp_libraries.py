@@ -5,7 +5,7 @@ import tinygp
 from documents import GP_LIBRARIES, run_document
 
 
-def test_the_document_runs(unoptimised):
+def test_the_document_runs():
     assert gpjax.__name__
     assert tinygp.__name__
     run_document(GP_LIBRARIES)

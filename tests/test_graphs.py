@@ -10,8 +10,6 @@ from flax import linen as nn
 import infnet_flax
 from infnet.errors import UnsupportedError
 
-pytestmark = pytest.mark.usefixtures("unoptimised")
-
 
 @pytest.fixture
 def float64():

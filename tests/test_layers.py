@@ -22,7 +22,7 @@ TIMES = RANDOM.standard_normal((2, 6, 3))
 
 
 @pytest.fixture(autouse=True)
-def float64(unoptimised):
+def float64():
     with jax.enable_x64(True):
         yield
 

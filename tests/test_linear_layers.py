@@ -27,7 +27,6 @@ X1, X2 = RNG.randn(2, H, W, 3), RNG.randn(3, H, W, 3)
 OPTIONS = {"kernel_init": nn.initializers.normal(STD), "use_bias": False, "dtype": jnp.float64}
 OPTIONS["param_dtype"] = jnp.float64
 TAPS = np.array([[1.0, 0.5, 2.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.0]])  # a causal mask, and a little more
-pytestmark = pytest.mark.usefixtures("unoptimised")
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from infnet.errors import InputError
 
 
 @pytest.fixture(autouse=True)
-def float64(unoptimised):
+def float64():
     with jax.enable_x64(True):
         yield
 

@@ -123,7 +123,6 @@ def assert_same_layer_by_layer(make, x=X1):
         np.testing.assert_allclose(a, b, rtol=1e-12)
 
 
-@pytest.mark.usefixtures("unoptimised")
 @pytest.mark.parametrize("block", [Plain, Residual, Attention, Convolution, Gate, Alternating])
 def test_loops_compute_what_the_layers_do(block):
     assert_same_layer_by_layer(lambda: infnet_flax.kernel_fn(Stack(block), X1))
@@ -166,7 +165,6 @@ def test_layers_with_laws_of_their_own():
     assert len({float(g) for g in found[1]}) == DEPTH + 1  # every layer has its own derivative
 
 
-@pytest.mark.usefixtures("unoptimised")
 def test_recurrent_networks_read_at_their_last_step():
     """The same weights at every step, and each step reads inputs of its own."""
     x = np.random.RandomState(3).standard_normal((3, DEPTH + 3, 5))
@@ -179,7 +177,6 @@ def test_recurrent_networks_read_at_their_last_step():
     assert_same_layer_by_layer(lambda: infnet_flax.kernel_fn(Network(), x), x)
 
 
-@pytest.mark.usefixtures("unoptimised")
 def test_dropout_in_every_layer():
     class Block(nn.Module):
         @nn.compact
@@ -190,7 +187,6 @@ def test_dropout_in_every_layer():
     assert_same_layer_by_layer(lambda: infnet_flax.kernel_fn(Stack(Block), X1, **options))
 
 
-@pytest.mark.usefixtures("unoptimised")
 def test_known_arrays_of_every_step():
     """Each step multiplies by a column of a mask, and by numbers that are constants of its own."""
     masks = np.random.RandomState(4).uniform(0.2, 1, (3, 9))
@@ -208,7 +204,6 @@ def test_known_arrays_of_every_step():
     assert_same_layer_by_layer(lambda: infnet_flax.kernel_fn(Network(), (x, masks)), (x, masks))
 
 
-@pytest.mark.usefixtures("unoptimised")
 @pytest.mark.parametrize("differing", ["relu and tanh", "scales", "widths"])
 def test_layers_that_differ_are_not_taken_for_alike(differing):
     """Every second, third ... layer differs in a number or a function, without a period."""
@@ -251,8 +246,9 @@ ALIKE = {
 }
 
 
-@pytest.mark.usefixtures("unoptimised")
-@pytest.mark.parametrize("name", ALIKE)
+# The sums of variances in norms are rounded alike in a loop and out of it only if XLA fuses them, and the derivative of
+# relu takes the root of what is rounded.
+@pytest.mark.parametrize("name", [*[*ALIKE][:-1], pytest.param("norms", marks=pytest.mark.optimised)])
 def test_layers_that_are_nearly_alike(name):
     """Two kinds of layers in an order with runs of each and alternations; every repetition of two is a loop."""
 
@@ -287,7 +283,6 @@ def test_where_a_deep_network_overflows_is_found():
         infnet.kernel_fn(apply_dense, priors, np.ones((2, 8)))(np.ones((2, 8)), get="nngp")
 
 
-@pytest.mark.usefixtures("unoptimised")
 def test_the_error_of_every_layer_of_a_loop_counts():
     """The bound on the error of series is the largest of all layers, inside of loops too."""
     x, other = X1[:, :1], X1[::-1, 1:2]

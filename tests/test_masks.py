@@ -34,9 +34,6 @@ def examples(n):
 G1, G2 = examples(2), examples(3)
 
 
-pytestmark = pytest.mark.usefixtures("unoptimised")
-
-
 @pytest.fixture(autouse=True)
 def float64():
     with jax.enable_x64(True):

@@ -17,9 +17,6 @@ X1, X2 = examples(4, n=3)
 KEYS = quick_keys(jax.random.key(0), 2)
 
 
-pytestmark = pytest.mark.usefixtures("unoptimised")
-
-
 def init(key, x):
     keys = jax.random.split(key, 2)
     shapes = {"w": (x.shape[-1], WIDTH), "v": (WIDTH, 16)}

@@ -197,11 +197,6 @@ SAME = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _quick(unoptimised):
-    return unoptimised
-
-
 @pytest.fixture
 def float64():
     with jax.enable_x64(True):

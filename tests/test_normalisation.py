@@ -13,7 +13,6 @@ import infnet
 import infnet_flax
 from infnet.errors import BatchAxisError, InputError, NonGaussianError, UnsupportedError
 
-pytestmark = pytest.mark.usefixtures("unoptimised")
 SHIFTED = {"scale_init": nn.initializers.constant(1.5), "bias_init": nn.initializers.constant(0.5)}
 
 

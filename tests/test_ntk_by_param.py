@@ -14,7 +14,7 @@ X1, X2 = (np.random.RandomState(seed).standard_normal((n, 4, 3, 2)) + 0.3 for se
 
 
 @pytest.fixture(autouse=True)
-def float64(unoptimised):
+def float64():
     with jax.enable_x64(True):
         yield
 

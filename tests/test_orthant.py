@@ -7,6 +7,8 @@ from scipy import special
 
 from infnet.primitives.orthant import orthant, scaled_tail
 
+pytestmark = pytest.mark.optimised
+
 
 @pytest.fixture(autouse=True)
 def _double_precision():

@@ -12,6 +12,8 @@ from infnet.activations.piecewise import PiecewiseActivation, joint
 from infnet.primitives.piecewise import Atom, Shape, piecewise, piecewise_mean
 from infnet.primitives.shapes import derivative
 
+pytestmark = pytest.mark.optimised
+
 
 @pytest.fixture(autouse=True)
 def _double_precision():

@@ -10,6 +10,8 @@ import pytest
 import infnet
 from infnet.errors import NumericalError, UnsupportedError
 
+pytestmark = pytest.mark.optimised
+
 WIDTH, N = 64, 8
 
 

@@ -10,8 +10,6 @@ from flax import linen as nn
 import infnet_flax
 from infnet.errors import NonGaussianError, UnsupportedError
 
-pytestmark = pytest.mark.usefixtures("unoptimised")
-
 
 def two(width, x):
     return dense(width)(x), dense(width)(x)

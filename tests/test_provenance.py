@@ -13,11 +13,6 @@ from infnet.errors import PriorError
 X = np.random.RandomState(0).randn(3, 5)
 
 
-@pytest.fixture(autouse=True)
-def _quick(unoptimised):
-    return unoptimised
-
-
 def _own(values):
     class Own(nnx.Module):
         def __init__(self, rngs):

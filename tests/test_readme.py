@@ -92,7 +92,7 @@ DOCUMENTS = sorted(path.name for path in (ROOT / "docs").glob("*.md"))
 
 
 @pytest.mark.parametrize("name", [name for name in DOCUMENTS if name != GP_LIBRARIES])
-def test_the_other_documents_run(name, unoptimised):
+def test_the_other_documents_run(name):
     run_document(name)
 
 

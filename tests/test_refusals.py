@@ -38,6 +38,13 @@ class DependsOnBatchSize(nn.Module):
         return nn.Dense(2)(nn.tanh(x) if x.shape[0] > 2 else nn.relu(x))  # here
 
 
+class BiasTimesInput(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(8)(x) + x[:, :1] * self.param("slope", nn.initializers.normal(1.0), (8,))  # here
+        return nn.Dense(2)(nn.relu(x))
+
+
 class Softmax(nn.Module):
     @nn.compact
     def __call__(self, x):
@@ -134,6 +141,7 @@ REFUSED = [
     (MaxPool, IMAGE, UnsupportedError, "reduce_window_max", "avg_pool"),
     (TrainingBatchNorm, VECTOR, BatchAxisError, "reduce_sum", "running statistics"),
     (DependsOnBatchSize, VECTOR, BatchAxisError, "custom_jvp_call", "out of the control flow"),
+    (BiasTimesInput, VECTOR, UnsupportedError, "add", "product of matrices"),
     (Softmax, VECTOR, UnsupportedError, "reduce_max", "softmax"),
     (SumOfRelus, VECTOR, NonGaussianError, "relu", "Dense or Conv layer between"),
     (TokenMixing, SEQUENCE, UnsupportedError, "dot_general", "sampling finite networks"),

@@ -2,11 +2,14 @@
 
 import jax
 import numpy as np
+import pytest
 from finite import Function, conv, dense
 from flax import linen as nn
 from quick import unoptimised
 
 import infnet_flax
+
+pytestmark = pytest.mark.optimised
 
 
 def pooled_twice(x):

@@ -241,7 +241,7 @@ ARCHITECTURES = {
 
 
 @pytest.mark.parametrize("body", ARCHITECTURES, ids=lambda body: body.__name__)
-def test_linen_and_haiku_agree(body, unoptimised):
+def test_linen_and_haiku_agree(body):
     x1, x2 = ARCHITECTURES[body]
     with jax.enable_x64(True):
         ours, theirs = (framework.kernel_fn(body, x1)(x1, x2, ("nngp", "ntk")) for framework in (Linen(), Haiku()))

@@ -15,6 +15,8 @@ from infnet.activations.series import ORDERS, joint, series_activation
 from infnet.errors import Where
 from infnet.primitives.series import series_p
 
+pytestmark = pytest.mark.optimised
+
 WHERE = Where("MLP/activation", "model.py:12 (f)")
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.optimised
+
 ROOT = Path(__file__).parent.parent
 N = 64  # examples, as in sharded_kernels.py
 CASES = ["dense 262144 x2", "dense 512 x2", "dense 512 x1", "deep 512 x1", "convolutional 8192 x1"]

@@ -53,7 +53,7 @@ KEY = jax.random.key(1)
 
 
 @pytest.fixture(autouse=True)
-def float64(unoptimised):
+def float64():
     with jax.enable_x64(True):
         yield
 

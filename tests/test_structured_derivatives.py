@@ -17,7 +17,7 @@ from infnet.empirical.structured import _sketch
 
 
 @pytest.fixture(autouse=True)
-def float64(unoptimised):
+def float64():
     with jax.enable_x64(True):
         yield
 

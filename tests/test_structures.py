@@ -25,9 +25,6 @@ RAMP = np.arange(1.0, H * W + 1).reshape(H, W)
 RNG_MATRIX = np.random.RandomState(1).randn(W, H)
 
 
-pytestmark = pytest.mark.usefixtures("unoptimised")
-
-
 @pytest.fixture(autouse=True)
 def float64():
     with jax.enable_x64(True):

@@ -43,11 +43,6 @@ class Decorated(nn.Module):
         return MLP(self.width)(x)
 
 
-@pytest.fixture(autouse=True)
-def _quick(unoptimised):
-    return unoptimised
-
-
 def kernel(module, x=X, get="ntk", **options):
     return np.asarray(infnet_flax.kernel_fn(module, x, **options)(x, get=get))
 

@@ -1,5 +1,5 @@
 """Kernels of any size, in tiles."""
 
-from infnet.batching.batch import BatchedKernelFn as BatchedKernelFn
-from infnet.batching.batch import batch as batch
+from infnet.batching.batched import BatchedKernelFn as BatchedKernelFn
+from infnet.batching.batched import batch as batch
 from infnet.batching.memory import Footprint as Footprint

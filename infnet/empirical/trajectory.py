@@ -5,7 +5,8 @@ the number of elements of y, is solved by
 
     θ(t) = θ0 - Jᵀ Θ⁻¹ (1 - exp(-η Θ t / N)) (f0 - y)        (Lee et al. 2019, arXiv:1902.06720, eq. 8)
 
-where the function of Θ is defined without the inverse: at an eigenvalue of zero it is η t / N.
+where the function of Θ is defined without the inverse: at an eigenvalue of zero it is η t / N. It is the filter of
+gradient flow in `infnet/predict/filters.py`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,11 @@ from infnet.arguments import positive
 from infnet.empirical.kernels import empirical_ntk_fn
 from infnet.empirical.model import Model
 from infnet.errors import InputError
+from infnet.float64 import in_float64
+from infnet.predict.filters import Filter
+from infnet.predict.gradient_descent_mse import Rule
+from infnet.predict.spectrum import Spectrum, decompose
+from infnet.predict.training_set import times
 
 PyTree = Any
 
@@ -38,8 +44,8 @@ def linearized_gradient_descent_mse(
     """The parameters of `infnet.linearize(f, params)` while gradient flow trains it on the mean squared error.
 
     The loss is half the mean over all elements of the outputs, `0.5 * mean((f - y)**2)`, and time is measured in steps
-    of gradient descent of this learning rate: small steps come close to it. The NTK of the training set is formed and
-    its eigenvectors are found once, in the precision of the outputs.
+    of gradient descent of this learning rate: small steps come close to it. The NTK of the training set is formed in
+    the precision of the outputs, and its eigenvectors are found once, in float64.
 
     Args:
         f: `(params, x, **kwargs) -> outputs`, any JAX function. x and the outputs are pytrees of real arrays; all
@@ -66,28 +72,24 @@ def linearized_gradient_descent_mse(
         raise InputError("linearized_gradient_descent_mse takes real parameters and targets, not complex ones")
     outputs, pullback = jax.vjp(lambda leaves: model.outputs(leaves, x_train)[0], model.leaves)
     ntk = empirical_ntk_fn(_joined(f), trainable=trainable, lr_scale=lr_scale)(x_train, None, params, **kwargs)
-    n = outputs.size
-    eigenvalues, vectors = jnp.linalg.eigh(ntk.swapaxes(1, 2).reshape(n, n))
-    error = vectors.T @ (outputs - targets).ravel()
+    n, rule = outputs.size, Rule.read(rate, None, False)
+    ntk = ntk.swapaxes(1, 2).reshape(1, n, n)
+    spectrum = decompose(ntk, jnp.zeros(()), True, "the NTK of the training set")
+    errors = (targets - outputs).reshape(1, n, 1)
 
     def params_at(t: Any = None) -> PyTree:
         if t is not None and jnp.ndim(t):
-            return jax.vmap(params_at)(jnp.asarray(t))
-        coefficients = vectors @ (_moved(eigenvalues, t if t is None else rate * t / n) * error)
+            return jax.vmap(params_at)(times(t))
+        coefficients = _filtered(spectrum, rule.filter(spectrum, n, t, None), errors)
         (steps,) = pullback(coefficients.reshape(outputs.shape).astype(outputs.dtype))
-        return model.params_with([p - r * step for p, r, step in zip(model.leaves, model.rates, steps, strict=True)])
+        return model.params_with([p + r * step for p, r, step in zip(model.leaves, model.rates, steps, strict=True)])
 
     return params_at
 
 
-def _moved(eigenvalues: jax.Array, time: Any) -> jax.Array:
-    """(1 - exp(-λ time)) / λ, which is the time at λ = 0; None is infinity, for which λ = 0 stays behind."""
-    rounding = len(eigenvalues) * jnp.finfo(eigenvalues.dtype).eps * eigenvalues[-1]
-    known = eigenvalues > (rounding if time is None else 0)
-    safe = jnp.where(known, eigenvalues, 1)
-    if time is None:
-        return jnp.where(known, 1 / safe, 0)
-    return jnp.where(known, -jnp.expm1(-safe * time) / safe, time)
+@in_float64
+def _filtered(spectrum: Spectrum, filter_: Filter, errors: jax.Array) -> jax.Array:
+    return spectrum.filtered(filter_, errors)
 
 
 def _joined(f: Callable[..., PyTree]) -> Callable[..., jax.Array]:

@@ -4,6 +4,8 @@ from infnet.predict.ensemble import Ensemble as Ensemble
 from infnet.predict.ensemble import gradient_descent_mse_ensemble as gradient_descent_mse_ensemble
 from infnet.predict.estimators import Classifier as Classifier
 from infnet.predict.estimators import Regressor as Regressor
+from infnet.predict.feature_inference import FeaturePredictor as FeaturePredictor
+from infnet.predict.feature_inference import feature_inference as feature_inference
 from infnet.predict.gp_inference import Predictor as Predictor
 from infnet.predict.gp_inference import gp_inference as gp_inference
 from infnet.predict.gradient_descent import LossTraining as LossTraining

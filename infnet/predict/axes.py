@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from infnet.arguments import as_axes, axis_numbers
@@ -117,6 +118,12 @@ class OutputAxes:
     def variances(self, diagonals: Array) -> Array:
         """The diagonals of matrices, `(..., d, n o ...)`, as variances `(..., n, o, ...)` without the traced axes."""
         return self.of_variances.outputs(diagonals[..., None])
+
+    def own_variances(self, kernels: Array) -> Array:
+        """The variances `(n, o, ...)` in kernels of each example with itself, `(n, o, o', ...)`."""
+        once = [0, *self._of_kernel]
+        twice = [axis for axis in once for _ in range(1 + (axis in self.free))]
+        return jnp.einsum(kernels, twice, once)
 
     @property
     def _of_kernel(self) -> Shape:

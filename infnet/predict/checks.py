@@ -173,18 +173,23 @@ def _is_law(x: Any) -> bool:
     return isinstance(x, Law)
 
 
+def diagonals(kernel_fn: Any, x: Any, get: Any, **kwargs: Any) -> Any:
+    """The kernels of each example with itself, or all, where the kernel function has no `diag`."""
+    diag = getattr(kernel_fn, "diag", None)
+    return kernel_fn(x, None, get, **kwargs) if diag is None else diag(x, get, **kwargs)
+
+
 def test_kernel(kernel: Any, name: str, get: str, axes: OutputAxes, m: int) -> Array:
-    """The test-test kernel as a matrix, or the diagonal of this matrix."""
+    """The test-test kernel as matrices, (d, M, M), or their diagonals, (d, M)."""
     array = real(part(kernel, name, "k_test_test", get), "k_test_test")
     full, variances = axes.kernel_shape(m, m), axes.of_variances.shape(m)
     if array.shape == full[1:]:  # of each point with itself: what `KernelFn.diag` returns
-        for _ in axes.free:
-            array = jnp.diagonal(array, axis1=1, axis2=2)
+        array = axes.own_variances(array)
     if array.shape not in (full, variances):
         raise InputError(
             f"k_test_test must have shape {full}, or {variances} for its diagonal, where m = {m} is the "
             f"number of rows of k_test_train; got {array.shape}."
         )
     if array.shape == full:
-        return axes.matrix(array, "k_test_test")[0]
-    return axes.of_variances.columns(array).reshape(-1)
+        return axes.matrix(array, "k_test_test")
+    return axes.of_variances.columns(array)[..., 0]

@@ -1,8 +1,7 @@
 """Cholesky factors of kernel matrices, with the smallest jitter of a ladder that works.
 
 All of this is done in float64, whatever JAX's default is: the smallest eigenvalues of kernels of smooth functions are
-rounding errors already at 100 points in float32. Where float64 arrays do not exist outside (x64 is off), a factor is
-kept as the sum of two float32 arrays, which together have 48 of its 53 bits.
+rounding errors already at 100 points in float32.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ import numpy as np
 from jax import lax
 from jax.scipy.linalg import cho_solve
 
-from infnet.errors import InputError, NumericalError
-from infnet.float64 import in_float64
+from infnet.errors import NumericalError
+from infnet.float64 import default_dtype, in_float64, kept, split
 from infnet.predict.checks import is_traced
 from infnet.predict.posterior import Info, pytree
 
@@ -65,26 +64,6 @@ def factorise(kernel: Array, diag_reg: Array, absolute: bool, noise: Array) -> F
     return Factor(kernel, rest.pop("shift"), kept(parts), **rest)
 
 
-def split(x: Array) -> tuple[Array, Array]:
-    """What fits into float32 and the rest; to be called in float64."""
-    upper_bits = lax.reduce_precision(x, exponent_bits=8, mantissa_bits=23)
-    return upper_bits, x - upper_bits
-
-
-def kept(parts: tuple[Array, Array]) -> tuple[Array, ...]:
-    """How an array that was `split` is kept outside of float64: as its parts, or whole where it can be."""
-    return parts if default_dtype() == jnp.float32 else (parts[0] + parts[1],)
-
-
-def require_float64(parts: tuple[Array, ...]) -> None:
-    """Raise `InputError` where an array that was `kept` lost half of its digits on its way here."""
-    if len(parts) == 1 and jnp.result_type(parts[0]) != jnp.float64:
-        raise InputError(
-            "this predictor was made with x64 on and holds float64 arrays, which do not exist where x64 is off: "
-            "call it under jax.enable_x64(True), or make it again."
-        )
-
-
 def solve(factor: Factor, b: Array) -> Array:
     """matrix⁻¹ b for b of shape (n, …); to be called in float64.
 
@@ -124,7 +103,7 @@ def _factorise(
     lower, jitter, ok = _climb(*map(lax.stop_gradient, (kernel, shift, epsilon, rungs)))
     ok &= jnp.all(jnp.isfinite(kernel)) & jnp.all(jnp.isfinite(shift))
     shift += jitter
-    smallest, largest = _extreme_eigenvalues(lax.stop_gradient(kernel), lax.stop_gradient(shift), lower)
+    smallest, largest = extreme_eigenvalues(lax.stop_gradient(kernel), lax.stop_gradient(shift), lower)
     rest = {"shift": shift, "diag_reg": regulariser, "jitter": jitter, "ok": ok}
     return split(lower), rest | {"eigenvalue_min": smallest, "eigenvalue_max": largest}
 
@@ -153,7 +132,7 @@ def _climb(kernel: Array, shift: Array, epsilon: Array, rungs: Array) -> tuple[A
     return lower, jitter, ok
 
 
-def _extreme_eigenvalues(kernel: Array, shift: Array, lower: Array) -> tuple[Array, Array]:
+def extreme_eigenvalues(kernel: Array, shift: Array, lower: Array) -> tuple[Array, Array]:
     """Estimates by power iteration with the matrix and with its inverse."""
     n = len(kernel)
     start = 1 + jnp.cos(jnp.arange(n, dtype=kernel.dtype)) / 2  # not orthogonal to any eigenvector
@@ -165,11 +144,6 @@ def _extreme_eigenvalues(kernel: Array, shift: Array, lower: Array) -> tuple[Arr
         return jnp.linalg.norm(lax.fori_loop(0, POWER_ITERATIONS, step, start))
 
     return 1 / growth(lambda v: cho_solve((lower, True), v)), growth(lambda v: kernel @ v + shift * v)
-
-
-def default_dtype() -> np.dtype:
-    """float64 if JAX has it enabled, otherwise float32."""
-    return np.dtype(jnp.result_type(float))
 
 
 def require_factored(factor: Factor, label: str) -> None:

@@ -17,12 +17,24 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from infnet.errors import InputError
+from infnet.float64 import in_float64
 from infnet.predict.axes import OutputAxes
-from infnet.predict.checks import is_traced, real, require_gaussian, strength
+from infnet.predict.checks import (
+    diagonals,
+    is_traced,
+    real,
+    require_finite,
+    require_gaussian,
+    strength,
+    test_kernel,
+)
+from infnet.predict.covariance import completed, covariance_after
+from infnet.predict.filters import Filter
 from infnet.predict.gp_inference import named_gaussians
-from infnet.predict.gradient_descent_mse import Rule
+from infnet.predict.gradient_descent_mse import Rule, share
 from infnet.predict.posterior import Gaussian
 from infnet.predict.spectrum import Spectrum, decompose
 from infnet.predict.training_set import cross_matrices, train_matrices, train_targets
@@ -105,12 +117,15 @@ def gradient_descent_mse_ensemble(
     rule = Rule.read(learning_rate, momentum, nesterov)
     regularisation = (strength(diag_reg), bool(diag_reg_absolute_scale))
 
+    def own_kernels(x: PyTree) -> Any:
+        return diagonals(kernel_fn, x, "nngp", **kernel_fn_kwargs)
+
     def kernels(x1: PyTree, x2: PyTree, names: tuple[str, ...]) -> dict[str, Array]:
         found = kernel_fn(x1, x2, names[0] if len(names) == 1 else names, **kernel_fn_kwargs)
         parts = (found,) if len(names) == 1 else (getattr(found, name) for name in names)
         return {name: real(part, f"the kernel .{name}") for name, part in zip(names, parts, strict=True)}
 
-    return Ensemble(kernels, x_train, y, axes, rule, regularisation)
+    return Ensemble(kernels, own_kernels, x_train, y, axes, rule, regularisation)
 
 
 class Ensemble:
@@ -119,13 +134,15 @@ class Ensemble:
     def __init__(
         self,
         kernels: Callable[..., dict[str, Array]],
+        own_kernels: Callable[[PyTree], Any],
         x_train: PyTree,
         y_train: Array,
         axes: OutputAxes,
         rule: Rule,
         regularisation: tuple[Array, bool],
     ):
-        self._kernels, self._x_train, self._y_train = kernels, x_train, y_train
+        self._kernels, self._own_kernels = kernels, own_kernels
+        self._x_train, self._y_train = x_train, y_train
         self._axes, self._rule, self._regularisation = axes, rule, regularisation
         self._matrices: dict[str, Array] = {}
         self._spectra: dict[str, Spectrum] = {}
@@ -135,7 +152,7 @@ class Ensemble:
         t: Any = None,
         x_test: PyTree = None,
         get: str | Sequence[str] | None = None,
-        compute_cov: bool = False,
+        compute_cov: bool | str = False,
         *,
         steps: Any = None,
     ) -> Any:
@@ -147,38 +164,39 @@ class Ensemble:
                 regularised fit says there, pass `x_test=x_train`.
             get: "ntk" if all layers are trained, "nngp" if the last one is; a tuple of them, or None for both in that
                 order ("nngp", "ntk"), gives a namedtuple.
-            compute_cov: whether to compute covariances.
+            compute_cov: whether to compute covariances. "diag": only variances, for which m test inputs need no m²
+                memory if `kernel_fn` has a method `diag(x, get)`, as a `KernelFn` has.
             steps: in place of t: numbers of steps of `optax.sgd`.
 
         Returns:
             A `Gaussian`: mean `(*times, m, o, ...)`, covariance `(*times, m, m, o, o', ...)` and its diagonal, the
-            variance (both None without `compute_cov`).
+            variance (None where they are not computed); `info` reports on the eigendecomposition.
         """
         names = MODES if get is None else (get,) if isinstance(get, str) else tuple(get)
         if not names or any(name not in MODES for name in names) or len({*names}) < len(names):
             raise InputError(f'get must be "nngp", "ntk", a tuple of these or None; got {get!r}.')
+        if not (isinstance(compute_cov, bool | np.bool) or compute_cov == "diag"):
+            raise InputError(f'compute_cov must be True, False or "diag"; got {compute_cov!r}.')
         needed = tuple(name for name in MODES if name in names or (name == "nngp" and compute_cov))
-        self._remember(needed)
+        self._remember(needed, names)
         if x_test is None:
             gaussians = [self._on_training_set(name, compute_cov, t, steps) for name in names]
         else:
             crosses = self._cross_matrices(x_test, needed)
-            own = self._test_matrices(x_test) if compute_cov else None
+            own = self._test_matrices(x_test, compute_cov == "diag") if compute_cov else None
             gaussians = [self._on_test_set(name, crosses, own, t, steps) for name in names]
         return gaussians[0] if isinstance(get, str) else named_gaussians(names)(*gaussians)
 
-    def _remember(self, names: Sequence[str]) -> None:
-        """The kernels of the training set, and their eigenvalues; what is traced is not kept after this call."""
+    def _remember(self, needed: Sequence[str], solved: Sequence[str]) -> None:
+        """Kernels of the training set, and eigenvalues of those that are `solved`; nothing traced stays for long."""
         if is_traced(*jax.tree.leaves((self._matrices, self._spectra))):
             self._matrices, self._spectra = {}, {}
-        missing = tuple(name for name in names if name not in self._matrices)
-        if not missing:
-            return
-        for name, kernel in self._kernels(self._x_train, None, missing).items():
-            label = f"the kernel .{name} of the training set"
-            matrices = train_matrices(kernel, self._axes, len(self._y_train), label)
-            self._spectra[name] = decompose(matrices, *self._regularisation, label)
-            self._matrices[name] = matrices.astype(self._spectra[name].dtype)
+        missing = tuple(name for name in needed if name not in self._matrices)
+        for name, kernel in (self._kernels(self._x_train, None, missing) if missing else {}).items():
+            self._matrices[name] = train_matrices(kernel, self._axes, len(self._y_train), _label(name))
+        for name in solved:
+            if name not in self._spectra:
+                self._spectra[name] = decompose(self._matrices[name], *self._regularisation, _label(name))
 
     def _cross_matrices(self, x_test: PyTree, names: tuple[str, ...]) -> dict[str, Array]:
         found = self._kernels(x_test, self._x_train, names)
@@ -188,52 +206,96 @@ class Ensemble:
             for name, kernel in found.items()
         }
 
-    def _test_matrices(self, x_test: PyTree) -> Array:
-        kernel = self._kernels(x_test, None, ("nngp",))["nngp"]
-        return train_matrices(kernel, self._axes, len(kernel), "the kernel .nngp of the test set")
+    def _test_matrices(self, x_test: PyTree, diagonal: bool) -> Array:
+        """`(d, M, M)`, or only the diagonals, `(d, M)`."""
+        label = "the kernel .nngp of the test set"
+        if not diagonal:
+            kernel = self._kernels(x_test, None, ("nngp",))["nngp"]
+            return train_matrices(kernel, self._axes, len(kernel), label)
+        found = real(self._own_kernels(x_test), label)
+        require_finite(found, label)
+        own = test_kernel(found, "nngp", "nngp", self._axes, len(found))
+        return own if own.ndim == 2 else jnp.diagonal(own, axis1=-2, axis2=-1)
 
-    def _on_training_set(self, get: str, compute_cov: bool, t: Any, steps: Any) -> Gaussian:
-        spectrum, size = self._spectra[get], self._y_train.size
-        done = self._rule.filter(spectrum, size, t, steps) * spectrum.values
-        mean = spectrum.filtered(done, self._targets(spectrum))
-        if not compute_cov:
-            return self._gaussian(spectrum, mean, None)
-        if get == "nngp":
-            return self._gaussian(spectrum, mean, spectrum.matrix(spectrum.values * (1 - done) ** 2))
-        left = spectrum.matrix(1 - done)
-        return self._gaussian(spectrum, mean, left @ self._matrices["nngp"] @ left.mT)
+    def _on_training_set(self, get: str, compute_cov: bool | str, t: Any, steps: Any) -> Gaussian:
+        spectrum = self._spectra[get]
+        filter_ = self._rule.filter(spectrum, self._y_train.size, t, steps)
+        k_dd = self._matrices["nngp"] if compute_cov and get == "ntk" else None
+        law = _train_variance if compute_cov == "diag" else _train_covariance if compute_cov else _train_mean
+        return self._gaussian(spectrum, *law(spectrum, filter_, self._targets, k_dd))
 
     def _on_test_set(self, get: str, crosses: dict[str, Array], own: Array | None, t: Any, steps: Any) -> Gaussian:
-        spectrum, size = self._spectra[get], self._y_train.size
-        k_td = crosses[get].astype(spectrum.dtype)
-        factors = self._rule.filter(spectrum, size, t, steps)
-        mean = k_td @ spectrum.filtered(factors, self._targets(spectrum))
-        if own is None:
-            return self._gaussian(spectrum, mean, None)
-        k_tt, k_init = own.astype(spectrum.dtype), crosses["nngp"].astype(spectrum.dtype)
-        if get == "nngp":
-            shrunk = spectrum.matrix(2 * factors - spectrum.values * factors**2)
-            return self._gaussian(spectrum, mean, k_tt - k_td @ shrunk @ k_td.mT)
-        a = k_td @ spectrum.matrix(factors)
-        cross = a @ k_init.mT
-        return self._gaussian(spectrum, mean, k_tt + a @ self._matrices["nngp"] @ a.mT - cross - cross.mT)
+        spectrum = self._spectra[get]
+        filter_ = self._rule.filter(spectrum, self._y_train.size, t, steps)
+        initial = (crosses["nngp"], self._matrices["nngp"]) if own is not None and get == "ntk" else (None, None)
+        return self._gaussian(spectrum, *_test_law(spectrum, filter_, self._targets, crosses[get], *initial, own))
 
-    def _targets(self, spectrum: Spectrum) -> Array:
-        return self._axes.columns(self._y_train.astype(spectrum.dtype))
+    @property
+    def _targets(self) -> Array:
+        return self._axes.columns(self._y_train)
 
-    def _gaussian(self, spectrum: Spectrum, columns: Array, matrices: Array | None) -> Gaussian:
-        """From columns `(..., d, M, t)` and matrices `(..., d, M, M)`."""
+    def _gaussian(
+        self, spectrum: Spectrum, columns: Array, covariance: Array | None, variance: Array | None, negative: Array
+    ) -> Gaussian:
+        """From columns `(..., d, M, t)`, covariances `(..., d, M, M)` and variances `(..., d, M)`."""
         axes, dtype = self._axes, self._y_train.dtype
-        mean = axes.outputs(columns)
-        ok = jnp.all(jnp.isfinite(self._y_train))
-        if matrices is None:
-            info = spectrum.info(ok, jnp.zeros((), spectrum.dtype))
-            return Gaussian(mean.astype(dtype), None, None, info, axes)
-        raw = jnp.diagonal(matrices, axis1=-2, axis2=-1)
-        variances = jnp.maximum(raw, 0)
-        # symmetric, and not negative on the diagonal
-        diagonal = jnp.eye(raw.shape[-1], dtype=bool)
-        matrices = jnp.where(diagonal, variances[..., None], (matrices + matrices.mT) / 2)
-        info = spectrum.info(ok, jnp.min(raw, initial=0))
-        covariance, variance = axes.kernel(matrices).astype(dtype), axes.variances(variances).astype(dtype)
-        return Gaussian(mean.astype(dtype), covariance, variance, info, axes)
+        mean = axes.outputs(columns).astype(dtype)
+        if covariance is not None:
+            covariance = axes.kernel(covariance).astype(dtype)
+        if variance is not None:
+            variance = axes.variances(variance).astype(dtype)
+        info = spectrum.info(jnp.all(jnp.isfinite(self._y_train)), negative)
+        return Gaussian(mean, covariance, variance, info, axes)
+
+
+def _label(name: str) -> str:
+    return f"the kernel .{name} of the training set"
+
+
+Law = tuple[Array, Array | None, Array | None, Array]  # the mean, and a `Covariance`
+
+
+@in_float64
+def _test_law(
+    spectrum: Spectrum,
+    filter_: Filter,
+    y: Array,
+    k_td: Array,
+    cross: Array | None,
+    k_dd: Array | None,
+    k_tt: Array | None,
+) -> Law:
+    """`cross`, `k_dd` and `k_tt` are of the networks at initialisation; None if the spectrum is of the same kernel."""
+    mean = k_td @ spectrum.filtered(filter_, y)
+    if k_tt is None:
+        return mean, None, None, jnp.zeros(())
+    if cross is None:
+        shrunk = spectrum.filtered(filter_, k_td.mT, lambda values, s: 2 * s - values * s**2)
+        return mean, *covariance_after(shrunk, k_td, None, k_tt)
+    return mean, *covariance_after(spectrum.filtered(filter_, k_td.mT), cross, k_dd, k_tt)
+
+
+@in_float64
+def _train_mean(spectrum: Spectrum, filter_: Filter, y: Array, _: None) -> Law:
+    return spectrum.filtered(filter_, y, share), None, None, jnp.zeros(())
+
+
+@in_float64
+def _train_covariance(spectrum: Spectrum, filter_: Filter, y: Array, k_dd: Array | None) -> Law:
+    covariance = _among_trained(spectrum, filter_, k_dd)
+    return spectrum.filtered(filter_, y, share), *completed(covariance, full=True)
+
+
+@in_float64
+def _train_variance(spectrum: Spectrum, filter_: Filter, y: Array, k_dd: Array | None) -> Law:
+    variance = jnp.diagonal(_among_trained(spectrum, filter_, k_dd), axis1=-2, axis2=-1)
+    return spectrum.filtered(filter_, y, share), *completed(variance, full=False)
+
+
+def _among_trained(spectrum: Spectrum, filter_: Filter, k_dd: Array | None) -> Array:
+    """(1 - A) K_dd (1 - A)ᵀ on the training set; None stands for the kernel of the spectrum."""
+    identity = jnp.eye(spectrum.kernel.shape[-1])
+    if k_dd is None:
+        return spectrum.filtered(filter_, identity, lambda values, s: values * (1 - values * s) ** 2)
+    left = spectrum.filtered(filter_, identity, lambda values, s: 1 - values * s)
+    return left @ k_dd @ left.mT

@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 
 from infnet.errors import InputError
-from infnet.predict.checks import require_gaussian
+from infnet.predict.checks import diagonals, require_gaussian
 from infnet.predict.gp_inference import MODES, Predictor, gp_inference
 from infnet.predict.laplace_classification import LaplacePredictor, laplace_classification
 from infnet.predict.posterior import Gaussian
@@ -28,11 +28,6 @@ class _Estimator:
     """
 
     kernel_fn: Any
-
-    def _diagonals(self, x: Any, names: tuple[str, ...]) -> Any:
-        """The kernels of each example with itself, or all, where the kernel function has no `diag`."""
-        diag = getattr(self.kernel_fn, "diag", None)
-        return self.kernel_fn(x, None, names) if diag is None else diag(x, names)
 
     def _fitted(self, name: str) -> Any:
         if not hasattr(self, name):
@@ -74,7 +69,7 @@ class Regressor(_Estimator):
     def posterior(self, X: Any, *, covariance: bool = True) -> Gaussian:
         """The predictive distribution at m test inputs; without `covariance`, only the variance of each."""
         predictor = self._fitted("predictor_")
-        test = self.kernel_fn(X, None, self._names) if covariance else self._diagonals(X, self._names)
+        test = self.kernel_fn(X, None, self._names) if covariance else diagonals(self.kernel_fn, X, self._names)
         return predictor(self.get, self.kernel_fn(X, self.X_train_, self._names), test)
 
     def predict(self, X: Any, return_std: bool = False, return_cov: bool = False) -> Any:
@@ -125,7 +120,7 @@ class Classifier(_Estimator):
         """The probabilities of `classes_` at m test inputs, (m, C)."""
         predictor = self._fitted("predictor_")
         kernel = self.kernel_fn(X, self.X_train_, (self.get,))
-        latent = predictor(kernel, self._diagonals(X, (self.get,)), get=self.get)
+        latent = predictor(kernel, diagonals(self.kernel_fn, X, (self.get,)), get=self.get)
         return np.asarray(latent.probabilities())
 
     def predict(self, X: Any) -> np.ndarray:

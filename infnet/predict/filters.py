@@ -19,21 +19,63 @@ eigendirection, where g is proportional to the error, both are linear recursions
 
 are the updates j = 0, 1, ... over the first gradient, where p₀ = 0, p₁ = 1, pⱼ₊₁ = T pⱼ - D pⱼ₋₁ with T = 1 - a + D,
 and Pₖ = p₁ + ... + pₖ.
+
+All are smooth in λ, and so is what JAX's rules of differentiation see: where a formula is 0 / 0, a series takes over.
 """
 
 from __future__ import annotations
 
 import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from infnet.predict.posterior import pytree
 
 Array = jax.Array
 
 # Roots whose relative distance is below this are summed by a formula that also holds where they coincide; unless they
 # are the roots 1 and D of a small a.
 APART = 1e-2
+
+# Recursions whose trace is below this, and their determinant below its square, have died out after nine terms.
+SMALL = 1e-2
+
+# Coefficients in x² of sinh(x) / x and atanh(x) / x: exact to rounding for |x| < 1 / 2, and for |x| < 1 / 15.
+SINH_RATIO = [1 / math.factorial(2 * n + 1) for n in range(8)]
+ATANH_RATIO = [1 / (2 * n + 1) for n in range(8)]
+# Terms of p where the roots nearly coincide, of which the last is below 1 / 19!.
+TERMS = 10
+
+
+@pytree(meta=("size", "nesterov"))
+@dataclass(frozen=True)
+class Filter:
+    """The filter s of a training: a function of eigenvalues, at several times or after several numbers of steps."""
+
+    when: Array
+    """Times of gradient flow, of any shape; infinity is allowed. Or numbers of steps, integers."""
+    rate: Array
+    """The learning rate."""
+    momentum: Array | None
+    cutoff: Array
+    """See `flow`."""
+    horizon: Array
+    size: int
+    """The number of targets."""
+    nesterov: bool
+
+    def __call__(self, values: Array) -> Array:
+        """`(*times, *axes)` of values with any axes; to be called in float64."""
+        when = self.when.reshape(self.when.shape + (1,) * values.ndim)
+        rate = self.rate / self.size
+        if jnp.issubdtype(when.dtype, jnp.integer):
+            return steps(values, self.cutoff, self.horizon, when, rate, self.momentum, self.nesterov)
+        return flow(values, self.cutoff, self.horizon, rate * when)
 
 
 @jax.jit
@@ -74,36 +116,44 @@ def steps(
         total, reach = _geometric_sum(count, a), rate * count
     else:
         d = momentum * (1 - a) if nesterov else jnp.broadcast_to(momentum, a.shape)
-        total, reach = _recursive_sum(count, a, d), rate * count / (1 - momentum)
+        reach = rate * count / (1 - momentum)
+        counts = jnp.stack([count, jnp.maximum(count - 1, 0)]) if nesterov else count[None]
+        total, *before = jax.vmap(_recursive_sum, (0, None, None))(counts, a, d)
         if nesterov:
-            total = (1 + momentum) * total - momentum * _recursive_sum(jnp.maximum(count - 1, 0), a, d)
+            total = (1 + momentum) * total - momentum * before[0]
     return jnp.where((values <= cutoff) & (reach > horizon), 0, rate * total)
+
+
+def _polynomial(coefficients: Sequence[float | Array], x: Array) -> Array:
+    """Horner's scheme; coefficients in ascending order."""
+    return functools.reduce(lambda total, c: total * x + c, reversed(coefficients), jnp.zeros_like(x))
 
 
 def _decay_ratio(x: Array) -> Array:
     """(1 - exp(-x)) / x, 1 at 0."""
-    at_zero = x == 0
-    x = jnp.where(at_zero, 1, x)
-    return jnp.where(at_zero, 1, -jnp.expm1(-x) / x)
+    near = jnp.abs(x) < 1
+    half, far = jnp.where(near, x / 2, 0), jnp.where(near, 1, x)
+    return jnp.where(near, jnp.exp(-half) * _polynomial(SINH_RATIO, half**2), -jnp.expm1(-far) / far)
 
 
 def _geometric_sum(count: Array, gap: Array) -> Array:
     """1 + r + ... + r^(count - 1) with r = 1 - gap, any real number; exact to rounding as gap goes to 0."""
-    special = (gap == 0) | (gap == 1)
-    safe = jnp.where(special, 0.5, gap)
-    near = jnp.abs(safe) < 0.5
-    size = jnp.where(near, jnp.log1p(-jnp.where(near, safe, 0)), jnp.log(jnp.abs(1 - safe)))
-    odd = (safe > 1) & (count % 2 == 1)  # a negative root changes sign
-    shrunk = jnp.where(odd, 1 + jnp.exp(count * size), -jnp.expm1(count * size))
-    return jnp.where(gap == 0, count, jnp.where(gap == 1, count > 0, shrunk / safe))
+    near = jnp.abs(gap) < 1 / 8
+    small, far = jnp.where(near, gap, 0), jnp.where(near, 1, gap)
+    ratio = 2 / (2 - small) * _polynomial(ATANH_RATIO, (small / (2 - small)) ** 2)  # -log(1 - gap) / gap
+    return jnp.where(near, count * ratio * _decay_ratio(count * small * ratio), (1 - (1 - far) ** count) / far)
 
 
 def _recursive_sum(count: Array, a: Array, d: Array) -> Array:
     """P of the recursion at the top of this file, after `count` terms: its roots have product d, and 1 - T + d = a.
 
     Well separated roots give two geometric sums. Their gaps 1 - r are found from (1 - r₁) (1 - r₂) = a, without
-    cancellation for small a. Others, and complex ones, give (1 - pₖ₊₁ + D pₖ) / a.
+    cancellation for small a. Others, and complex ones, give (1 - pₖ₊₁ + D pₖ) / a. Where both are near 0, as those of
+    Nesterov's momentum are at a = 1, few terms of the sum are all of it.
     """
+    few = (jnp.abs(1 - a + d) < SMALL) & (jnp.abs(d) < SMALL**2)
+    first = _first_terms(count, jnp.where(few, 1 - a + d, 0), jnp.where(few, d, 0))
+    a, d = jnp.where(few, 1, a), jnp.where(few, 0.25, d)
     trace = 1 - a + d
     discriminant = trace**2 - 4 * d
     # XLA rounds what it computes twice in two ways: without the barrier, some of the selections below would take the
@@ -114,24 +164,49 @@ def _recursive_sum(count: Array, a: Array, d: Array) -> Array:
     larger = jnp.where(apart, larger, 1)
     smaller = jnp.where(apart, d, 0) / larger
     gap = jnp.where(apart, a, 1) / (1 - smaller)
-    sums = larger * _geometric_sum(count, gap) - smaller * _geometric_sum(count, 1 - smaller)
+    one, other = jax.vmap(_geometric_sum, (None, 0))(count, jnp.stack([gap, 1 - smaller]))
+    sums = larger * one - smaller * other
     trace, d = jnp.where(apart, 1, trace), jnp.where(apart, 0.25, d)
-    close = 1 - _recursion(count + 1, trace, d) + d * _recursion(count, trace, d)
-    return jnp.where(apart, sums / (larger - smaller), close / jnp.where(apart, 1, a))
+    after, now = jax.vmap(_recursion, (0, None, None))(jnp.stack([count + 1, count]), trace, d)
+    close = 1 - after + d * now
+    return jnp.where(few, first, jnp.where(apart, sums / (larger - smaller), close / jnp.where(apart, 1, a)))
+
+
+def _first_terms(count: Array, trace: Array, d: Array) -> Array:
+    """P for roots below 1.7 SMALL, of which only so many terms are above rounding."""
+    before, now, total = jnp.zeros_like(trace), jnp.ones_like(trace), jnp.zeros_like(count * trace)
+    for k in range(1, 10):
+        total += jnp.where(k <= count, now, 0)
+        before, now = now, trace * now - d * before
+    return total
 
 
 def _recursion(count: Array, trace: Array, d: Array) -> Array:
     """p of the recursion at the top of this file, for close roots, of ratio exp(-η), or complex ones, of angles ±θ:
 
     pₖ = r₁ᵏ⁻¹ (1 - exp(-k η)) / (1 - exp(-η))   or   D^((k - 1) / 2) sin(k θ) / sin(θ).
+
+    Where k η or k θ is small, it is its series in z = 1 - 4 D / T², (T / 2)ᵏ⁻¹ Σⱼ C(k, 2 j + 1) zʲ: the binomial series
+    of (r₁ᵏ - r₂ᵏ) / (r₁ - r₂), with roots T / 2 (1 ± √z).
     """
-    discriminant, before, tiny = trace**2 - 4 * d, jnp.maximum(count - 1, 0), jnp.finfo(trace.dtype).tiny
-    # both are k r^(k - 1) where the roots are equal
-    apart, turned = (jnp.sqrt(jnp.maximum(x, tiny)) for x in (discriminant, -discriminant))
-    larger, smaller = (jnp.abs(trace) + apart) / 2, (jnp.abs(trace) - apart) / 2
-    eta = jnp.log1p(apart / jnp.where(discriminant > 0, jnp.maximum(smaller, tiny), 1))
-    theta = jnp.arctan2(turned, jnp.abs(trace)) / jnp.pi
+    discriminant, before = trace**2 - 4 * d, jnp.maximum(count - 1, 0)
+    equal = count.astype(trace.dtype) ** 2 * jnp.abs(discriminant) < trace**2
+    half = jnp.where(equal, trace, 0) / 2
+    series = half**before * _odd_binomials(count, jnp.where(equal, discriminant, 0) / jnp.where(equal, trace, 1) ** 2)
+    positive, negative = ~equal & (discriminant > 0), ~equal & (discriminant <= 0)
+    root, turned = (jnp.sqrt(jnp.where(mine, jnp.abs(discriminant), 1)) for mine in (positive, negative))
+    larger = jnp.where(positive, jnp.abs(trace) + root, 2) / 2
+    eta = jnp.log1p(root / jnp.where(positive, larger - root, 1))
+    theta = jnp.arctan2(turned, jnp.where(negative, jnp.abs(trace), 1)) / jnp.pi
     real = larger**before * _decay_ratio(count * eta) / _decay_ratio(eta)
-    complex_ = jnp.sqrt(jnp.maximum(d, tiny)) ** before * jnp.sinc(count * theta) / jnp.sinc(theta)
+    complex_ = jnp.sqrt(jnp.where(negative, d, 1)) ** before * jnp.sinc(count * theta) / jnp.sinc(theta)
     sign = jnp.where((trace < 0) & (count % 2 == 0), -1, 1)
-    return sign * count * jnp.where(discriminant > 0, real, complex_)
+    return jnp.where(equal, series, sign * count * jnp.where(positive, real, complex_))
+
+
+def _odd_binomials(count: Array, z: Array) -> Array:
+    """Σⱼ C(count, 2 j + 1) zʲ, for |z| < 1 / count²."""
+    coefficients = [count.astype(z.dtype)]
+    for n in range(2, 2 * TERMS, 2):
+        coefficients.append(coefficients[-1] * ((count - n) / n) * ((count - n + 1) / (n + 1)))
+    return _polynomial(coefficients, z)

@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 
 from infnet.errors import InputError
-from infnet.float64 import in_float64
+from infnet.float64 import in_float64, require_float64
 from infnet.predict.axes import OutputAxes
 from infnet.predict.checks import (
     has,
@@ -45,7 +45,8 @@ from infnet.predict.checks import (
     targets,
     test_kernel,
 )
-from infnet.predict.cholesky import Factor, factorise, require_factored, require_float64, solve
+from infnet.predict.cholesky import Factor, factorise, require_factored, solve
+from infnet.predict.covariance import Covariance, covariance_after
 from infnet.predict.posterior import Gaussian, Info, pytree
 
 Array = jax.Array
@@ -120,13 +121,14 @@ class Predictor:
         if initial != solved:
             cross = self._cross_kernel(k_test_train, initial, get, need_both=True)
             k_dd = lookup(self.factors, initial, get, need_both=True).kernel
-        k_tt = test_kernel(k_test_test, initial, get, self.axes, len(mean))
+        (k_tt,) = test_kernel(k_test_test, initial, get, self.axes, len(mean))
         covariance, variance, negative = _covariance(factor, k_td, cross, k_dd, k_tt)
+        variance = self.axes.variances(variance[None]).astype(k_tt.dtype)
         tested = {"k_test_train": k_td, "k_test_train (at initialisation)": cross}
         info = self._info(factor, negative, **tested, k_test_test=k_tt)
         if covariance is not None:
-            covariance = self.axes.kernel(covariance[None])
-        return Gaussian(mean, covariance, self.axes.variances(variance[None]), info, self.axes)
+            covariance = self.axes.kernel(covariance[None]).astype(k_tt.dtype)
+        return Gaussian(mean, covariance, variance, info, self.axes)
 
     def _on_training_set(self, factor: Factor, with_covariance: bool) -> Gaussian:
         n, dtype = len(self.y_train), self.y_train.dtype
@@ -166,46 +168,10 @@ def _mean(factor: Factor, k_td: Array, y: Array) -> Array:
     return jnp.tensordot(k_td, solve(factor, y), 1)
 
 
-def _covariance(
-    factor: Factor, k_td: Array, cross: Array, k_dd: Array | None, k_tt: Array
-) -> tuple[Array | None, Array, Array]:
-    """`(covariance, variance, most negative variance)`, the formulas at the top of this file.
-
-    `k_td` and `factor` belong to the kernel that is inverted, `cross`, `k_dd` and `k_tt` to the one at
-    initialisation; `k_dd=None` says they are the same. A diagonal `k_tt` gives a diagonal answer.
-    """
-    formula = _full_covariance if k_tt.ndim == 2 else _variance
-    covariance, raw = formula(factor, k_td, cross, k_dd, k_tt)
-    variance, negative = jnp.maximum(raw, 0).astype(k_tt.dtype), jnp.min(raw, initial=0)
-    if k_tt.ndim == 1:
-        return None, variance, negative
-    return jnp.fill_diagonal(covariance.astype(k_tt.dtype), variance, inplace=False), variance, negative
-
-
 @in_float64
-def _full_covariance(factor: Factor, k_td: Array, cross: Array, k_dd: Array | None, k_tt: Array) -> Any:
-    covariance = _formula(factor, k_td, cross, k_dd, k_tt, jnp.matmul)
-    covariance = (covariance + covariance.T) / 2
-    return covariance, jnp.diagonal(covariance)
-
-
-@in_float64
-def _variance(factor: Factor, k_td: Array, cross: Array, k_dd: Array | None, k_tt: Array) -> Any:
-    return None, _formula(factor, k_td, cross, k_dd, k_tt, lambda a, b: jnp.sum(a.T * b, 0))
-
-
-def _formula(
-    factor: Factor,
-    k_td: Array,
-    cross: Array,
-    k_dd: Array | None,
-    k_tt: Array,
-    product: Callable[[Array, Array], Array],
-) -> Array:
-    """The covariance, or its diagonal where that is what `product` computes of a product of matrices."""
-    a = solve(factor, k_td.T)  # Aᵀ, (n, m)
-    covariance = k_tt - product(cross, a)
-    return covariance if k_dd is None else covariance + product(a.T, k_dd @ a) - product(cross, a)
+def _covariance(factor: Factor, k_td: Array, cross: Array, k_dd: Array | None, k_tt: Array) -> Covariance:
+    """`factor` and `k_td` belong to the kernel that is inverted, the rest to that at initialisation."""
+    return covariance_after(solve(factor, k_td.T), cross, k_dd, k_tt)
 
 
 def gp_inference(

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from infnet.errors import InputError
-from infnet.predict import filters
+from infnet.float64 import default_dtype, in_float64, require_float64
 from infnet.predict.axes import OutputAxes
 from infnet.predict.checks import strength
-from infnet.predict.posterior import pytree
+from infnet.predict.filters import Filter
+from infnet.predict.posterior import Info, pytree
 from infnet.predict.spectrum import Spectrum, decompose
 from infnet.predict.training_set import (
     cross_matrices,
@@ -47,23 +48,19 @@ class Rule:
             raise InputError("nesterov=True needs a momentum, which is None.")
         return cls(learning_rate_of(learning_rate), momentum_of(momentum), bool(nesterov))
 
-    def filter(self, spectrum: Spectrum, size: int, t: Any, steps: Any) -> Array:
-        """The filter of `infnet.predict.filters` at times t, after steps, or forever, `(..., d, N)`."""
-        of_spectrum = (spectrum.values, spectrum.cutoff, spectrum.horizon)
-        rate = self.learning_rate.astype(spectrum.dtype) / size
+    def filter(self, spectrum: Spectrum, size: int, t: Any, steps: Any) -> Filter:
+        """What it has done at times t, after steps, or forever, to as many targets as `size`."""
+        require_float64(spectrum.values)
         if t is not None and steps is not None:
             raise InputError("give t, for gradient flow, or steps, for gradient descent, but not both.")
-        if steps is not None:
-            momentum = None if self.momentum is None else self.momentum.astype(spectrum.dtype)
-            counts = step_counts(steps)[..., None, None]
-            return filters.steps(*of_spectrum, counts, rate, momentum, self.nesterov)
         if t is not None and self.momentum is not None:
             raise InputError(
                 "gradient flow, at times t, has no momentum: ask for steps=, or leave momentum out. For the "
                 "differential equation of momentum see infnet.predict.gradient_descent."
             )
-        time = jnp.asarray(jnp.inf) if t is None else times(t)
-        return filters.flow(*of_spectrum, rate * time.astype(spectrum.dtype)[..., None, None])
+        when = jnp.asarray(step_counts(steps)) if steps is not None else times(jnp.inf if t is None else t)
+        of_kernel = {"cutoff": spectrum.cutoff, "horizon": spectrum.horizon}
+        return Filter(when, self.learning_rate, self.momentum, size=size, nesterov=self.nesterov, **of_kernel)
 
 
 @pytree(meta=("axes",))
@@ -106,22 +103,28 @@ class MseTraining:
             NumericalError: (outside `jit`) a number is not finite.
         """
         require_asked(fx_train_0, fx_test_0, k_test_train)
-        n, axes, dtype = len(self.y_train), self.axes, self.spectrum.dtype
-        y = axes.columns(self.y_train.astype(dtype))
-        start = initial(0.0 if fx_train_0 is None else fx_train_0, axes.shape(n), "fx_train_0").astype(dtype)
-        errors = y - axes.columns(start)
-        factors = self.rule.filter(self.spectrum, self.y_train.size, t, steps)
+        n, axes, dtype = len(self.y_train), self.axes, default_dtype()
+
+        def columns(fx: Any, n: int, label: str) -> Array:
+            return axes.columns(initial(0.0 if fx is None else fx, axes.shape(n), label).astype(dtype))
+
+        start = columns(fx_train_0, n, "fx_train_0")
+        errors = axes.columns(self.y_train.astype(dtype)) - start
+        trained = (self.spectrum, self.rule.filter(self.spectrum, self.y_train.size, t, steps), errors)
         results = []
         if fx_train_0 is not None:
-            moved = self.spectrum.filtered(factors * self.spectrum.values, errors)
-            results.append(start + axes.outputs(moved))
+            results.append(_on_training_set(*trained, start))
         if fx_test_0 is not None:
             kernel = ntk_of(k_test_train, "k_test_train")
             k_td = cross_matrices(kernel, axes, n).astype(dtype)
-            before = initial(fx_test_0, axes.shape(len(kernel)), "fx_test_0").astype(dtype)
-            results.append(before + axes.outputs(k_td @ self.spectrum.filtered(factors, errors)))
-        results = [fx.astype(self.y_train.dtype) for fx in results]
+            results.append(_on_test_set(*trained, columns(fx_test_0, len(kernel), "fx_test_0"), k_td))
+        results = [axes.outputs(fx).astype(self.y_train.dtype) for fx in results]
         return results[0] if len(results) == 1 else tuple(results)
+
+    @property
+    def info(self) -> Info:
+        """The report on the eigendecomposition: whether it is `ok`, extreme eigenvalues, condition number, dtype."""
+        return self.spectrum.info(jnp.all(jnp.isfinite(self.y_train)))
 
 
 def gradient_descent_mse(
@@ -139,8 +142,8 @@ def gradient_descent_mse(
     """Predicts training on the mean squared error, in closed form.
 
     The loss is `0.5 * mean((f(x_train) - y_train) ** 2)`, over examples and outputs. The kernel is decomposed here,
-    once; then outputs at any times cost matrix products. Works under `jit`, `vmap` and `grad` (derivatives in the
-    kernel need eigenvalues that are all different).
+    once, in float64 whatever JAX's default is (see `MseTraining.info`); then outputs at any times cost matrix products.
+    Works under `jit`, `vmap` and `grad`. (Second derivatives in the kernel are NaN where eigenvalues nearly coincide.)
 
     Time is that of gradient flow, df/dt = -learning_rate * Θ (f - y) / y.size, or counts the steps of
     `optax.sgd(learning_rate, momentum, nesterov)`, exactly (`infnet/predict/filters.py` has the formulas):
@@ -190,3 +193,18 @@ def gradient_descent_mse(
     matrices = train_matrices(kernel, axes, len(y))
     spectrum = decompose(matrices, strength(diag_reg), bool(diag_reg_absolute_scale), "k_train_train")
     return MseTraining(spectrum, y.astype(kernel.dtype), Rule.read(learning_rate, momentum, nesterov), axes)
+
+
+def share(values: Array, s: Array) -> Array:
+    """How much of an error in the training set is gone, λ s(λ)."""
+    return values * s
+
+
+@in_float64
+def _on_training_set(spectrum: Spectrum, filter_: Filter, errors: Array, start: Array) -> Array:
+    return start + spectrum.filtered(filter_, errors, share)
+
+
+@in_float64
+def _on_test_set(spectrum: Spectrum, filter_: Filter, errors: Array, start: Array, k_td: Array) -> Array:
+    return start + k_td @ spectrum.filtered(filter_, errors)

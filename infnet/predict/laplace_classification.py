@@ -31,7 +31,7 @@ from jax.scipy.special import logsumexp, ndtri
 from scipy.stats import qmc
 
 from infnet.errors import InputError, NumericalError
-from infnet.float64 import in_float64
+from infnet.float64 import in_float64, kept, require_float64, split
 from infnet.predict.axes import OutputAxes
 from infnet.predict.checks import (
     is_traced,
@@ -43,7 +43,6 @@ from infnet.predict.checks import (
     square,
     test_kernel,
 )
-from infnet.predict.cholesky import kept, require_float64, split
 from infnet.predict.posterior import pytree
 
 Array = jax.Array
@@ -128,7 +127,7 @@ class LaplacePredictor:
             raise InputError(
                 f"k_test_train must have shape (m, n), with n = {n}, the number of training points; got {k_td.shape}."
             )
-        k_tt = test_kernel(k_test_test, get, get, NO_AXES, len(k_td))
+        (k_tt,) = test_kernel(k_test_test, get, get, NO_AXES, len(k_td))
         require_finite(k_td, "k_test_train")
         require_finite(k_tt, "k_test_test")
         own = jnp.diagonal(k_tt) if k_tt.ndim == 2 else k_tt

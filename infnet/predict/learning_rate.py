@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from infnet.errors import InputError
+from infnet.float64 import default_dtype, in_float64
 from infnet.kernel import Kernel
 from infnet.predict.axes import OutputAxes
 from infnet.predict.training_set import momentum_of, ntk_of, train_matrices
@@ -49,7 +50,7 @@ def max_learning_rate(
         nesterov: whether momentum is Nesterov's.
 
     Returns:
-        A scalar, of the dtype of the kernel.
+        A scalar, of the dtype of the kernel; its eigenvalues are computed in float64.
 
     Raises:
         InputError: a shape, a dtype or an option is wrong.
@@ -72,5 +73,9 @@ def max_learning_rate(
         )
     mu = momentum_of(momentum)
     factor = 2.0 if mu is None else 2 * (1 + mu) / (1 + 2 * mu if nesterov else 1)
-    largest = jnp.linalg.eigvalsh(matrices.astype(jnp.result_type(float)))[0, -1]
-    return (factor * y_train_size / (largest + eps)).astype(kernel.dtype)
+    return (factor * y_train_size / (_largest_eigenvalue(matrices.astype(default_dtype())) + eps)).astype(kernel.dtype)
+
+
+@in_float64
+def _largest_eigenvalue(matrices: Array) -> Array:
+    return jnp.max(jnp.linalg.eigvalsh(matrices))

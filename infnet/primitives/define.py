@@ -92,11 +92,13 @@ def define(
 def _traced(impl: Implementation, operands: Sequence[Any], params: Mapping[str, Any]) -> ClosedJaxpr:
     """The jaxpr of an implementation, traced once: transformations ask for it several times."""
     shapes = tuple((x.shape, jnp.dtype(x.dtype)) for x in operands)
-    return _trace(impl, shapes, tuple(sorted(params.items())), jnp.result_type(float))
+    # What is traced inside of `jax.shard_map` belongs to its mesh.
+    context = jnp.result_type(float), jax.sharding.get_abstract_mesh()
+    return _trace(impl, shapes, tuple(sorted(params.items())), context)
 
 
 @cache
-def _trace(impl: Implementation, shapes: Any, params: Any, _default_float: Any) -> ClosedJaxpr:
+def _trace(impl: Implementation, shapes: Any, params: Any, _context: Any) -> ClosedJaxpr:
     return jax.make_jaxpr(partial(impl, **dict(params)))(*(jax.ShapeDtypeStruct(*s) for s in shapes))
 
 

@@ -78,8 +78,9 @@ def read_maximum(reader: Reader, equation: Equation) -> None:
     combine(reader, replace(equation, outputs=(difference,)), [(1.0, left), (-1.0, right)])
     feature = reader.values[difference]
     assert isinstance(feature, Feature)
-    absolute = recognise(jax.make_jaxpr(jnp.abs)(jax.ShapeDtypeStruct((2,), jnp.float32)), where)
-    segments = reader.replace_nodes(feature, lambda node: reader.elementwise(node, absolute, where), size)
+    chain = jax.make_jaxpr(jnp.abs)(jax.ShapeDtypeStruct((2,), jnp.float32))
+    absolute = recognise(chain, where)
+    segments = reader.replace_nodes(feature, lambda node: reader.elementwise(node, absolute, chain, where), size)
     reader.values[size] = Feature(feature.dims, feature.channels, segments, size)
     sign = 0.5 if equation.primitive is lax_p.max_p else -0.5
     combine(reader, equation, [(0.5, left), (0.5, right), (sign, size)])

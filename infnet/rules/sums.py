@@ -11,7 +11,7 @@ from infnet._jax import lax_primitives as lax_p
 from infnet.atoms import common_factors
 from infnet.errors import MONTE_CARLO
 from infnet.nodes import Field, KnownNode, Node, Param, ParamKey, ParamNode, Term
-from infnet.program import Atom, Feature, Known, Segment
+from infnet.program import Atom, Feature, Known, ScaledParam, Segment
 from infnet.reader import Reader
 from infnet.rules.rearrange import in_dim_order, split_index_axes, with_unit_axes
 from infnet.trace import Equation
@@ -71,6 +71,13 @@ def combine(reader: Reader, equation: Equation, operands: Sequence[tuple[float, 
             elif isinstance(reader.values[var], Known):
                 node = known_node(reader, equation, var, template, (start, stop))
                 terms.append(Term(coefficient, node, 0, tuple(range(len(node.sizes)))))
+            elif isinstance(reader.values[var], ScaledParam):
+                reader.refuse(
+                    equation,
+                    "a parameter times an input is added to a feature",
+                    "infnet has no rule for a sum with products of data and parameters, element by element",
+                    "write it as a product of matrices, `x[:, None] @ w[None]`, or as a layer of its own",
+                )
             else:
                 node, axes = _param_node(reader, equation, var, template, (start, stop))
                 terms.append(Term(coefficient, node, 0, axes))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from infnet.arguments import NAMES, split_arguments
-from infnet.batching.batch import BatchedKernelFn, BatchSize
+from infnet.batching.batched import BatchedKernelFn, BatchSize
 from infnet.batching.blocks import Blocks, blocks_of
 from infnet.errors import InputError
 from infnet.storage import files

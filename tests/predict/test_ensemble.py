@@ -23,7 +23,7 @@ TRAIN, TEST = np.zeros(1), np.ones(1)
 
 
 @pytest.fixture(autouse=True)
-def double(unoptimised):
+def double():
     with jax.enable_x64(True):
         yield
 
@@ -109,6 +109,7 @@ def test_five_hundred_linearised_networks(get):
             errors = np.sqrt((np.outer(variance[k], variance[k]) + np.square(gaussian.covariance[k])) / n_networks)
             deviations = np.abs(np.cov(found[:, k].T) - gaussian.covariance[k]) / (errors + 1e-4)
             assert deviations.max() < 4
+        np.testing.assert_allclose(ensemble(times, inputs, get, "diag").variance, variance, rtol=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -141,6 +142,66 @@ def test_moments_are_those_of_trained_members(axes, trace_axes, rule):
     found = np.asarray(reader.matrix(gaussian.covariance[0])[0]), np.asarray(reader.matrix(gaussian.covariance[1])[0])
     for got, wanted in zip(found, expected, strict=True):
         np.testing.assert_allclose(np.kron(got, np.eye(2)) if not axes else got, wanted, atol=1e-9)
+
+
+class Diagonal:
+    """A kernel function with `diag`, which is not asked for more than that of the test set."""
+
+    def __init__(self, kernel_fn):
+        self.kernel_fn = kernel_fn
+
+    def __call__(self, x1, x2, get):
+        assert x2 is not None or int(x1[0]) == 0
+        return self.kernel_fn(x1, x2, get)
+
+    def diag(self, x, get):
+        return jnp.einsum("nn...->n...", self.kernel_fn(x, None, get))
+
+
+@pytest.mark.parametrize(
+    ("axes", "options"), [((), {}), ((2, 3), {"trace_axes": (), "diagonal_axes": 2})]
+)
+def test_variances_alone(axes, options):
+    blocks, y = problem(axes=axes)
+    if "diagonal_axes" in options:
+        blocks = {name: Kernel(*(np.einsum("nmabpp->nmabp", k) for k in kernels)) for name, kernels in blocks.items()}
+    steps = np.array([1, 7])
+    full, alone = (
+        predict.gradient_descent_mse_ensemble(kernel_fn, TRAIN, y, 0.5, 0.01, **options)
+        for kernel_fn in (looked_up(blocks), Diagonal(looked_up(blocks)))
+    )
+    for x in (TEST, None):
+        expected, found = full(None, x, None, True, steps=steps), alone(None, x, None, "diag", steps=steps)
+        for a, b in zip(found, expected, strict=True):
+            assert a.covariance is None
+            np.testing.assert_allclose(a.variance, b.variance, rtol=1e-9, atol=1e-12)
+            np.testing.assert_allclose(a.mean, b.mean, rtol=1e-12)
+    same = full(None, TEST, None, "diag", steps=steps)  # without `diag`, from the whole kernel
+    jax.tree.map(np.testing.assert_array_equal, same, alone(None, TEST, None, "diag", steps=steps))
+
+
+def test_variances_alone_need_no_square_of_the_number_of_test_points():
+    """No array of the compiled program has the number of test points, 1009, twice."""
+
+    class Linear:
+        def __call__(self, x1, x2, get):
+            k = x1 @ (x1 if x2 is None else x2).T
+            return k if isinstance(get, str) else Kernel(k, k + 1)
+
+        def diag(self, x, get):
+            return jnp.sum(x * x, 1)
+
+    x, x_test = np.eye(3), np.ones((1009, 3))
+
+    def program(compute_cov):
+        def variances(x_test):
+            ensemble = predict.gradient_descent_mse_ensemble(Linear(), x, np.ones((3, 1)))
+            return [gaussian.variance for gaussian in ensemble(np.array([1.0, 2.0]), x_test, None, compute_cov)]
+
+        return jax.jit(variances).lower(x_test).as_text()
+
+    assert "1009x1009" in program(True)
+    assert "1009x1009" not in program("diag")
 
 
 def test_the_limit_is_the_posterior():
@@ -217,6 +278,8 @@ def test_bad_arguments():
         fn(1.0, TEST, "ntkgp")
     with pytest.raises(InputError, match="not both"):
         fn(1.0, TEST, steps=1)
+    with pytest.raises(InputError, match="compute_cov must be"):
+        fn(1.0, TEST, compute_cov="diagonal")
     with pytest.raises(InputError, match=r"\.ntk of the training set has shape.*trace_axes=\(1,\) would fit"):
         predict.gradient_descent_mse_ensemble(looked_up(blocks), TRAIN, y, trace_axes=())(get="ntk")
     bad = blocks | {"td": Kernel(blocks["td"].nngp, np.full((3, 5), np.nan))}

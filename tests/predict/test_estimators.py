@@ -12,7 +12,6 @@ import infnet
 from infnet import Prior, predict
 from infnet.errors import InputError
 
-pytestmark = pytest.mark.usefixtures("unoptimised")
 X = np.random.RandomState(0).standard_normal((24, 3)).astype(np.float32)
 Y = np.sin(X[:, 0]) + X[:, 1]
 LABELS = np.where(X[:, 0] > 0.4, "right", np.where(X[:, 0] > -0.4, "middle", "left"))

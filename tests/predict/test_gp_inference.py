@@ -12,7 +12,6 @@ import pytest
 from infnet import predict
 from infnet.errors import InputError, NumericalError
 
-pytestmark = pytest.mark.usefixtures("unoptimised")
 REFERENCES = Path(__file__).parents[1] / "references"
 Kernel = namedtuple("Kernel", ("nngp", "ntk"))
 CASES = ("mlp_relu", "conv_global_pool")

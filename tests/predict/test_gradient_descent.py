@@ -23,7 +23,7 @@ FROZEN = np.load(Path(__file__).parents[1] / "references/neural_tangents_dynamic
 
 
 @pytest.fixture(autouse=True)
-def double(unoptimised):
+def double():
     with jax.enable_x64(True):
         yield
 

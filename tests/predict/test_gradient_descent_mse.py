@@ -24,7 +24,7 @@ REGULARISERS = {"none": (0.0, False), "relative": (0.1, False), "absolute": (0.1
 
 
 @pytest.fixture(autouse=True)
-def double(unoptimised):
+def double():
     with jax.enable_x64(True):
         yield
 

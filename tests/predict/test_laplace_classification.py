@@ -17,7 +17,6 @@ from sklearn.gaussian_process.kernels import RBF
 from infnet import predict
 from infnet.errors import InputError, NumericalError
 
-pytestmark = pytest.mark.usefixtures("unoptimised")
 X = np.random.RandomState(0).uniform(-2, 2, (12, 2))
 TEST = np.random.RandomState(1).uniform(-2, 2, (5, 2))
 THREE = np.array([0, 1, 2, 2, 1, 0, 0, 1, 2, 2, 0, 1])

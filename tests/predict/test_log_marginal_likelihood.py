@@ -13,7 +13,6 @@ import infnet
 from infnet import Prior, predict
 from infnet.errors import InputError, NumericalError
 
-pytestmark = pytest.mark.usefixtures("unoptimised")
 X = np.random.RandomState(0).standard_normal((6, 3))
 Y = np.random.RandomState(1).standard_normal((6, 2))
 NOISE = np.linspace(0.1, 0.6, 6)

@@ -18,7 +18,6 @@ import infnet
 from infnet import Prior, predict
 from infnet.errors import InputError, NumericalError
 
-pytestmark = pytest.mark.usefixtures("unoptimised")
 Pair = namedtuple("Pair", ("nngp", "ntk"))
 DRAWS = np.random.RandomState(0)
 

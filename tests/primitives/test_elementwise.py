@@ -12,6 +12,8 @@ from infnet.primitives.erf import erf
 from infnet.primitives.gelu import gelu
 from infnet.primitives.homogeneous import homogeneous
 
+pytestmark = pytest.mark.optimised
+
 
 @pytest.fixture(autouse=True)
 def _double_precision():

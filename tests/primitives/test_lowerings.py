@@ -8,6 +8,8 @@ import pytest
 import infnet  # noqa: F401 - defines all primitives
 from infnet.primitives.define import LOWERINGS
 
+pytestmark = pytest.mark.optimised
+
 # The domain of each primitive that has special lowerings: operands, by the primitive's name.
 POSITIVE = np.concatenate([np.geomspace(1e-30, 1, 20_000), np.linspace(0, 1, 20_000)])
 DOMAINS = {"arctan": [np.concatenate([-POSITIVE, POSITIVE])]}

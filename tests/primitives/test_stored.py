@@ -8,6 +8,8 @@ import pytest
 from infnet.primitives.homogeneous import homogeneous
 from infnet.primitives.stored import stored
 
+pytestmark = pytest.mark.optimised
+
 X = jnp.asarray([0.0, -1.5, jnp.inf, -jnp.inf, jnp.nan, 2e-38, 3e38], "float32")
 
 

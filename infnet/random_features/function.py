@@ -1,0 +1,168 @@
+"""`random_features`: a kernel function as inner products of features of each example."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from infnet.arguments import NAMES, named_kernels, one_of
+from infnet.computation import Computation
+from infnet.errors import InputError, NumericalError
+from infnet.random_features.evaluate import Evaluation
+from infnet.random_features.walk import Sizes, Structure, structure
+
+PyTree = Any
+Array = jax.Array
+# In units of the number of random features of one activation: those of a product of kernels, which are noisier, and
+# how many numbers of an input are kept as they are.
+MIXED, KNOWN = 2, 4
+
+
+def random_features(
+    kernel_fn: Any, key: Array, n_features: int = 4096, get: str = "ntk", *, normalise: bool = True
+) -> RandomFeatures:
+    """Features of examples whose inner products are the kernel of a dense network, for numbers of examples n without n^2.
+
+    `features(x)` is `(n, features.n_features)`, with `features(x1) @ features(x2).T` close to `kernel_fn(x1, x2, get)`:
+    the error falls as 1/sqrt(n_features). It takes time and memory linear in n, and works under `jit` and `grad`.
+
+    What is random are features of what a truncated expansion leaves of every activation, and of its derivative times
+    the tangent kernel; see `random_features.walk` for the formulas and sources. For networks with one hidden layer, and
+    `normalise=False`, the kernel is unbiased. Deeper ones evaluate nonlinear functions of estimated covariances, which
+    gives a bias that falls as 1/n_features.
+
+    Args:
+        kernel_fn: a `KernelFn` of a network of dense layers, biases, sums (residual connections), scalings and
+            elementwise functions, with one output without positions.
+        key: of all that is random. The same key gives the same features.
+        n_features: the largest number of features; see `RandomFeatures.n_features`.
+        get: "ntk" or "nngp".
+        normalise: whether the norms of features are made those of the exact kernel, so that an example with itself
+            has the exact kernel. This lowers the error, at a bias that falls as 1/n_features.
+
+    Raises:
+        UnsupportedError: the network has layers without a rule here, such as convolutions with positions.
+        InputError: an argument is wrong.
+    """
+    return RandomFeatures(kernel_fn, key, n_features, get, normalise)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is compiled for features."""
+
+    names: tuple[str, ...]
+    n_features: int
+    normalise: bool
+    untrained: frozenset[int]
+    constant: frozenset[int]
+
+    def function(self, computation: Computation) -> Evaluation:
+        """The function of the weights, the examples and the key."""
+        with jax.ensure_compile_time_eval():  # how many features there are depends on numbers of the model
+            plan = computation.plan(self.names, (1, 2))
+            found = structure(computation.program, plan, "ntk" in self.names, self.untrained, self.constant)
+        return Evaluation(computation, found, sizes(found, self.n_features), self.normalise)
+
+
+class RandomFeatures:
+    """A function of examples, `features(x)`, and their inner products, `features.kernel(x1, x2)`.
+
+    Attributes:
+        get: the kernel that is approximated.
+        n_features: the number of columns of `features(x)`.
+    """
+
+    def __init__(self, kernel_fn: Any, key: Array, n_features: int, get: str, normalise: bool):
+        one_of("get", get, NAMES)
+        if isinstance(n_features, bool) or not isinstance(n_features, int | np.integer) or n_features < 1:
+            raise InputError(f"n_features must be a positive integer, not {n_features!r}")
+        if not hasattr(kernel_fn, "of_examples"):
+            raise InputError(
+                f"random features are made of a kernel function of infnet, whose program they read, not {kernel_fn!r}"
+            )
+        self.get = get
+        self._kernel_fn, self._key = kernel_fn, key
+        rates, stds = kernel_fn.weights.learning_rate, kernel_fn.weights.std
+        self._untrained = frozenset(leaf for leaf, rate in enumerate(rates) if rate == 0)
+        self._constant = frozenset(leaf for leaf, std in enumerate(stds) if _is_zero(std))
+        self._task = _Task((get,), int(n_features), bool(normalise), self._untrained, self._constant)
+        self.n_features: int = jax.eval_shape(self._features, kernel_fn.example).shape[1]
+
+    def __call__(self, x: PyTree) -> Array:
+        """The features of examples x, `(n, n_features)`, n being any number.
+
+        Raises:
+            InputError: x has another structure or shape than the example of the kernel function, or other dtypes than
+                can be computed with.
+            NumericalError: (outside `jit`) a number in x is not finite, or a series does not converge at its variances.
+        """
+        for leaf in jax.tree.leaves(x):
+            if not isinstance(leaf, jax.core.Tracer) and not bool(jnp.isfinite(jnp.asarray(leaf)).all()):
+                first = tuple(int(k) for k in np.argwhere(~np.isfinite(np.asarray(leaf)))[0])
+                raise NumericalError(f"x contains a number that is not finite, the first at {first}")
+        return self._features(x)
+
+    def kernel(self, x1: PyTree, x2: PyTree = None, get: Any = None) -> Any:
+        """The approximate kernel, `(n1, n2)`, with the arguments of a kernel function.
+
+        Args:
+            x1: the input.
+            x2: another; None for x1 itself.
+            get: the name of the kernel that the features are of, or None, for an array; a tuple of the name alone, for
+                a namedtuple.
+        """
+        self._check(get)
+        phi1 = self(x1)
+        phi2 = phi1 if x2 is None else self(x2)
+        return self._picked(jnp.matmul(phi1, phi2.T, precision="highest"), get)
+
+    def diag(self, x: PyTree, get: Any = None) -> Any:
+        """The approximate kernel of each example with itself, `(n,)`."""
+        self._check(get)
+        return self._picked(jnp.square(self(x)).sum(1), get)
+
+    @property
+    def law(self) -> Any:
+        """What is known of the law of the output, as `Kernel.law`."""
+        return self._kernel_fn.law
+
+    def __repr__(self) -> str:
+        return f"RandomFeatures({self.n_features} features of the {self.get} of {self._kernel_fn!r})"
+
+    def _features(self, x: PyTree) -> Array:
+        return self._kernel_fn.of_examples(self._task, x, self._key)["features"]
+
+    def _check(self, get: Any) -> None:
+        if get not in (None, self.get, (self.get,), [self.get]):
+            raise InputError(f"these are features of the {self.get} alone, not of {get!r}: make others of that kernel")
+
+    def _picked(self, values: Array, get: Any) -> Any:
+        return values if get is None or isinstance(get, str) else named_kernels((self.get,))(values)
+
+
+def sizes(found: Structure, n_features: int) -> Sizes:
+    """How many random features of each kind there may be, for `n_features` in all."""
+
+    def of(unit: int) -> Sizes:
+        return Sizes(unit, MIXED * unit, KNOWN * unit, n_features)
+
+    def total(unit: int) -> int:
+        walk = found.walk(None, of(unit))
+        return walk.columns(walk.output)
+
+    if total(1) > n_features:
+        return of(max(1, n_features // 8))  # and the output is compressed
+    low, high = 1, n_features + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if total(middle) <= n_features else (low, middle)
+    return of(low)
+
+
+def _is_zero(std: Any) -> bool:
+    return not isinstance(std, jax.core.Tracer) and not np.any(np.asarray(std))

@@ -1,0 +1,126 @@
+"""Preconditioners of K + N, with N a diagonal of noise, from approximations F Fᵀ of K of low rank.
+
+    randomly pivoted Cholesky   r columns of K, chosen at random in proportion to what is not explained yet: Chen,
+                                Epperly, Tropp & Webber (arXiv:2207.06503), algorithm 1; here by blocks of proposals
+                                of which some are rejected, so that the law of the pivots stays the same: Epperly,
+                                Tropp & Webber (arXiv:2410.03969), algorithms 2.1 and 2.2
+    Nyström                     one product of K with r random vectors: Frangella, Tropp & Udell (arXiv:2110.02820),
+                                algorithm 2.1
+
+Either F Fᵀ is at most K, so that the eigenvalues of K + N relative to P = F Fᵀ + N are at least 1, and few are large
+(Díaz et al., arXiv:2304.12465, theorem 2.2). The kernels of networks with ReLU have long tails, of which all
+eigenvalues may lie above the noise. Let δ = tr(K - F Fᵀ) / n be the mean of what is left out. With P = F Fᵀ + N + δ I
+in its place the upper bound of the condition number, (λ + ν) / ν with λ the largest eigenvalue of K - F Fᵀ and N = ν I,
+is the same, since K + N <= P (λ + ν) / (δ + ν) and K + N >= P ν / (δ + ν); and a tail around δ is no longer far from
+the eigenvalues that are captured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.linalg import cholesky, solve_triangular, svd
+
+from infnet.errors import NumericalError
+from infnet.solvers.operators import Operator
+from infnet.solvers.products import Matrix
+
+LARGEST_BLOCK = 256
+PREVENTS_CANCELLATION = 10  # pivots below this many roundings of the diagonal are noise
+
+
+class LowRank:
+    """P⁻¹ of P = F Fᵀ + D for a diagonal D, by the identity of Woodbury, with G = D^(-1/2) F and I + Gᵀ G = L Lᵀ:
+
+    P⁻¹ = D^(-1/2) (I - W Wᵀ) D^(-1/2),    W = G L⁻ᵀ
+    """
+
+    def __init__(self, factor: Matrix, diagonal: Matrix, noise: Matrix):
+        self.rank = factor.shape[1]
+        left_out = max(0.0, (diagonal.sum() - np.square(factor).sum()) / len(diagonal))
+        self._root = np.sqrt(noise + left_out)[:, None]
+        scaled = factor / self._root
+        inner = scaled.T @ scaled
+        inner[np.diag_indices_from(inner)] += 1
+        lower = cholesky(inner, lower=True, overwrite_a=True)
+        self._projector = solve_triangular(lower, scaled.T, lower=True, overwrite_b=True).T
+
+    def __call__(self, v: Matrix) -> Matrix:
+        """P⁻¹ v of (n, m)."""
+        v = v / self._root
+        return (v - self._projector @ (self._projector.T @ v)) / self._root
+
+
+def randomly_pivoted_cholesky(kernel: Operator, rank: int, key: jax.Array, advance: Callable[[int], Any]) -> Matrix:
+    """F (n, r) with F Fᵀ the best approximation of K from the r columns that it chose; r is less where K has less rank.
+
+    Reads the diagonal, and few more columns than `rank`.
+    """
+    random = generator(key)
+    left = kernel.diagonal().copy()
+    floor = PREVENTS_CANCELLATION * float(jnp.finfo(kernel.dtype).eps) * left.max()
+    factor, found = np.zeros((len(left), rank)), 0
+    block = min(max(1, rank // 8), LARGEST_BLOCK)
+    while found < rank and left.max() > floor:
+        proposed = random.choice(len(left), block, p=left / left.sum())
+        proposed = proposed[left[proposed] > floor]
+        if not len(proposed):
+            continue
+        columns = kernel.columns(proposed)
+        unexplained = columns[proposed] - factor[proposed, :found] @ factor[proposed, :found].T
+        kept = _accepted(unexplained, random, floor)[: rank - found]
+        if not len(kept):
+            continue
+        pivots = proposed[kept]
+        fresh = columns[:, kept] - factor[:, :found] @ factor[pivots, :found].T
+        lower = cholesky(unexplained[np.ix_(kept, kept)], lower=True)
+        fresh = solve_triangular(lower, fresh.T, lower=True).T
+        factor[:, found : found + len(kept)] = fresh
+        left = np.maximum(left - np.square(fresh).sum(1), 0)
+        left[pivots] = 0
+        found += len(kept)
+        advance(len(kept))
+    return factor[:, :found]
+
+
+def _accepted(unexplained: Matrix, random: np.random.Generator, floor: float) -> Matrix:
+    """The proposals that are accepted, each with the share of its pivot that those before it have not explained."""
+    left, at_first = unexplained.copy(), np.diagonal(unexplained).copy()
+    kept = []
+    for i, threshold in enumerate(at_first * random.uniform(size=len(at_first))):
+        if left[i, i] > max(threshold, floor):
+            kept.append(i)
+            left -= np.outer(left[:, i], left[i]) / left[i, i]
+    return np.array(kept, int)
+
+
+def nystrom(kernel: Operator, rank: int, key: jax.Array, advance: Callable[[int], Any]) -> Matrix:
+    """F (n, rank) with F Fᵀ = K Ω (Ωᵀ K Ω)⁺ Ωᵀ K for random Ω; one product with `rank` vectors."""
+    n = kernel.shape[0]
+    probes = np.linalg.qr(generator(key).standard_normal((n, rank)))[0]
+    sketch = kernel.matmul(probes)
+    advance(rank)
+    shift = n**0.5 * float(jnp.finfo(kernel.dtype).eps) * kernel.diagonal().max()  # the norm of K's own rounding
+    sketch += shift * probes
+    try:
+        core = cholesky(probes.T @ sketch, lower=False)
+    except np.linalg.LinAlgError as error:
+        raise NumericalError(
+            "the kernel is not positive semidefinite, which no kernel is beyond rounding: its restriction to random "
+            "vectors has a negative eigenvalue. Compute it in float64 or take preconditioner='rpcholesky'."
+        ) from error
+    left, singular, _ = svd(solve_triangular(core, sketch.T, lower=False, trans="T").T, full_matrices=False)
+    return left * np.sqrt(np.maximum(np.square(singular) - shift, 0))
+
+
+def generator(key: jax.Array) -> np.random.Generator:
+    """NumPy's random numbers, seeded by a key of JAX: the choices are made on the host."""
+    data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
+    return np.random.default_rng(np.asarray(data).astype(np.uint32).ravel())
+
+
+APPROXIMATIONS = {"rpcholesky": randomly_pivoted_cholesky, "nystrom": nystrom}
