@@ -28,6 +28,7 @@ import infnet
 import infnet_flax
 
 SHIFTS = [(down, right) for down in (0, -1, 1) for right in (0, -1, 1)]
+ORIGINALS = 1797
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000"]
 
 
@@ -66,14 +67,13 @@ def kernel(x: np.ndarray, store: Path, batch_size: int, progress: bool) -> infne
 
 
 def accuracies(ntk: infnet.StoredArray, y: np.ndarray) -> dict[int, float]:
-    """Of ridge regression on ever more images, tested on the last tenth; what it needs is read from the disk."""
-    n_test = len(y) // 10
-    test = np.arange(len(y) - n_test, len(y))
-    # Never trained on shifted copies of the images that it is tested on.
-    allowed = np.setdiff1d(np.arange(len(y) - n_test), np.concatenate([test - k * 1797 for k in range(len(SHIFTS))]))
+    """Of ridge regression on ever more images, tested on a tenth of the originals; what it needs is read from disk."""
+    test = np.arange(min(len(y), ORIGINALS) // 10)
+    others = np.arange(len(y))
+    others = others[others % ORIGINALS >= len(test)]  # no shifted copies of the images that it is tested on
     found = {}
-    for n in np.unique(np.geomspace(20, min(len(allowed), 4000), 8).astype(int)):
-        train = allowed[np.linspace(0, len(allowed) - 1, n).astype(int)]
+    for n in np.unique(np.geomspace(20, min(len(others), 4000), 8).astype(int)):
+        train = others[:n]  # first the originals
         block = np.float64(ntk[np.ix_(train, train)])
         targets = np.eye(10)[y[train]] - 0.1
         weights = solve(block + 1e-4 * np.trace(block) / n * np.eye(n), targets, assume_a="pos")
@@ -111,20 +111,20 @@ def draw_tiles(axes: Axes, status: infnet.Status) -> None:
                 axes.fill([left, right, right, left], [top, top, bottom, bottom], color=color, alpha=shade, label=label)
     axes.set(xlim=(0, n), ylim=(n, 0), aspect="equal", xlabel="image", ylabel="image")
     axes.set_title("Who computed which tile (darker: later)")
-    axes.legend(loc="lower left", fontsize=8, framealpha=0.9)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=4, fontsize=8, frameon=False)
 
 
 def draw_classes(axes: Axes, ntk: infnet.StoredArray, y: np.ndarray) -> None:
     """Correlations of some images, sorted by digit; no more than these is read."""
     some = np.random.RandomState(0).choice(len(y), min(len(y), 600), replace=False)
-    some = some[np.argsort(y[some], kind="stable")]
+    some = some[np.lexsort((some // ORIGINALS, y[some]))]
     block = ntk[np.ix_(some, some)]
     scale = np.sqrt(np.diagonal(block))
     image = axes.imshow(block / scale / scale[:, None], cmap="magma", vmin=0.4, vmax=1, interpolation="nearest")
     edges = np.searchsorted(y[some], np.arange(11))
     axes.set_xticks((edges[1:] + edges[:-1]) / 2, range(10))
     axes.set_yticks((edges[1:] + edges[:-1]) / 2, range(10))
-    axes.set_title(f"{len(some)} images by digit: correlation")
+    axes.set_title(f"Correlation of {len(some)} images, by digit and shift")
     axes.figure.colorbar(image, ax=axes, shrink=0.8)
 
 
