@@ -135,6 +135,20 @@ def test_training_with_optax_follows_its_prediction(tmp_path):
     assert_is_a_picture(picture)
 
 
+def test_a_large_kernel_is_computed_and_taken_up_again(tmp_path):
+    _, results, picture = run("large_kernel", tmp_path)
+    assert results.status.complete
+    assert results.status.total == 10
+    assert results.ntk.shape == (400, 400)
+    assert max(results.accuracies.values()) > 0.85
+    assert_is_a_picture(picture)
+    for name in ("0-0", "1-3"):
+        (picture.with_suffix(".zarr") / "tiles" / name).unlink()
+    _, again, _ = run("large_kernel", tmp_path)
+    assert sorted(map(len, again.status.runs.values())) == [2, 8]
+    assert again.accuracies == results.accuracies
+
+
 def test_tuned_priors_make_test_data_more_likely(tmp_path):
     _, results, picture = run("tune_hyperparameters", tmp_path)
     assert results.train[-1] > results.train[0] + 0.5

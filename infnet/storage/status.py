@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from os import PathLike
 from pathlib import Path
 
+from infnet.batching.grid import Tile
 from infnet.storage.manifest import Manifest
 from infnet.storage.store import Mark, Store, folder_of
 
@@ -29,6 +30,8 @@ class Status:
         rate: pairs of examples in a second, of the runs in flight together; of the last one if there are none; None if
             none has completed a tile.
         seconds_left: at this rate; None if nothing is in flight.
+        runs: by the name of every run that has completed tiles, these tiles and when they were complete (seconds since
+            1970), in this order.
     """
 
     folder: Path
@@ -41,6 +44,7 @@ class Status:
     bytes_total: int
     rate: float | None
     seconds_left: float | None
+    runs: dict[str, list[tuple[Tile, float]]]
 
     @property
     def complete(self) -> bool:
@@ -89,7 +93,8 @@ def status(path: str | PathLike[str], *, verify: bool = False) -> Status:
     done -= set(damaged or ())
     owners = {name: owner for name, owner in store.claimed().items() if name not in done}
     owners = {name: owner for name, owner in owners.items() if owner is None or not owner.is_gone}
-    rate = _rate(store, done, {owner.run for owner in owners.values() if owner is not None})
+    marks = {name: mark for name in done if (mark := store.mark_of(name)) is not None}
+    rate = _rate(store, marks, {owner.run for owner in owners.values() if owner is not None})
     left = sum(manifest.pairs_of(store.tiles[name]) for name in store.tiles.keys() - done)
     return Status(
         folder=store.folder,
@@ -102,20 +107,25 @@ def status(path: str | PathLike[str], *, verify: bool = False) -> Status:
         bytes_total=sum(map(manifest.bytes_of, store.tiles.values())),
         rate=rate,
         seconds_left=left / rate if rate and owners else None,
+        runs=_runs(store, marks),
     )
 
 
-def _rate(store: Store, done: set[str], running: set[str]) -> float | None:
+def _runs(store: Store, marks: Mapping[str, Mark]) -> dict[str, list[tuple[Tile, float]]]:
+    """The tiles of every run, in the order in which they were complete."""
+    runs: dict[str, list[tuple[Tile, float]]] = {}
+    for name, mark in sorted(marks.items(), key=lambda item: item[1].finished):
+        runs.setdefault(mark.run, []).append((store.tiles[name], mark.finished))
+    return runs
+
+
+def _rate(store: Store, marks: Mapping[str, Mark], running: set[str]) -> float | None:
     """Pairs of examples in a second, of these runs together, or else of the last one."""
-    runs: dict[str, list[tuple[Mark, int]]] = defaultdict(list)
-    for name in done:
-        mark = store.mark_of(name)
-        if mark is not None:
-            runs[mark.run].append((mark, store.manifest.pairs_of(store.tiles[name])))
-    last = {run: max(mark.finished for mark, _ in own) for run, own in runs.items()}
+    runs, began = _runs(store, marks), {mark.run: mark.began for mark in marks.values()}
+    last = {run: tiles[-1][1] for run, tiles in runs.items()}
     counted = running & runs.keys() or set(sorted(runs, key=last.__getitem__)[-1:])
-    rates = [sum(pairs for _, pairs in runs[run]) / (last[run] - runs[run][0][0].began) for run in counted]
-    return sum(rates) or None
+    pairs = {run: sum(store.manifest.pairs_of(tile) for tile, _ in runs[run]) for run in counted}
+    return sum(pairs[run] / (last[run] - began[run]) for run in counted) or None
 
 
 def _duration(seconds: float) -> str:
