@@ -207,6 +207,11 @@ class KernelFn:
         return self._run(key, make, names, kind_of(inputs), inputs, extra=extra)
 
     @property
+    def computation(self) -> Computation:
+        """How the kernels of inputs like the example are computed."""
+        return self._computation(self._model.inputs.kind)
+
+    @property
     def weights(self) -> Weights:
         """The laws of the parameters, and which of them are trained."""
         return self._weights

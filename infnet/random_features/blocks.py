@@ -21,14 +21,17 @@ Space = Hashable
 
 
 class Scalar(NamedTuple):
-    """A number of each example: the "mean" or "slope" of the node with this number, or a known value."""
+    """A number of each example: such as the "mean" of the node with this number, or of the known field."""
 
     kind: str
-    which: Hashable
+    which: int
 
 
 class Base(NamedTuple):
-    """What blocks are multiples of: "one", the "known" values of a field, what was "sampled" or "mixed" at a node, or other blocks "compressed"."""
+    """What blocks are multiples of.
+
+    The number "one", the "known" values of a field, what was "sampled" or "mixed" at a node, or blocks "compressed".
+    """
 
     kind: str
     which: Hashable = None
@@ -114,9 +117,7 @@ def coefficient(block: Block, scalars: Mapping[Scalar, jax.Array]) -> jax.Array:
     return total[:, None] if total.ndim else total
 
 
-def columns(
-    blocks: Iterable[Block], bases: Mapping[Base, jax.Array], scalars: Mapping[Scalar, jax.Array]
-) -> jax.Array:
+def columns(blocks: Iterable[Block], bases: Mapping[Base, jax.Array], scalars: Mapping[Scalar, jax.Array]) -> jax.Array:
     """The features, `(n, columns)`, of blocks in spaces of their own."""
     parts = [(coefficient(block, scalars) * bases[block.base]) for block in merged(blocks)]
     n, dtype = bases[ONE].shape[0], bases[ONE].dtype
