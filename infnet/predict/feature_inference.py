@@ -200,7 +200,7 @@ def _add(gram: Parts, moments: Parts, trace: Parts, phi: Array, y: Array, weight
 
 @in_float64
 def _factored(gram: Parts, moments: Parts, noise: Array) -> Any:
-    matrix = sum(gram)
+    matrix = jnp.asarray(sum(gram))
     shift = noise * jnp.ones(len(matrix))
     lower = jnp.linalg.cholesky(matrix + jnp.diag(shift))
     solved = cho_solve((lower, True), sum(moments))

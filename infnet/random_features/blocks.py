@@ -34,7 +34,7 @@ class Base(NamedTuple):
     """
 
     kind: str
-    which: Hashable = None
+    which: Any = None
 
 
 ONE = Base("one")

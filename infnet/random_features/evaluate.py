@@ -29,7 +29,8 @@ SIDE = (1, 1)
 
 def draws(structure: Structure, sizes: Sizes) -> list[tuple[Callable[..., Any], int, int]]:
     """What is drawn at random, in order: the function that does, from how many columns, and to how many."""
-    walk, found = structure.walk(None, sizes), []
+    walk = structure.walk(None, sizes)
+    found: list[tuple[Callable[..., Any], int, int]] = []
     for field in structure.fields:
         start, stop = field.channels
         if field.varies_along_channels and stop - start > sizes.known:
@@ -92,9 +93,9 @@ class Evaluation:
         return {"features": features, "error": error.max(initial=0), "finite": jnp.asarray(True)}
 
     @cached_property
-    def _requests(self) -> list[tuple[Scalar | None, Request | None]]:
-        """What is known exactly of one example: by its name, or (None) only on the way to others."""
-        found: list[tuple[Scalar | None, Request | None]] = []
+    def _requests(self) -> list[tuple[Scalar, Request | None]]:
+        """What is known exactly of one example, by its name; None for what is zero."""
+        found: list[tuple[Scalar, Request | None]] = []
         for node in self.structure.nonlinear:
             u, g = node, node.operand
             found += [

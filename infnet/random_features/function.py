@@ -175,8 +175,9 @@ def sizes(found: Structure, n_features: int) -> Sizes:
 def _generator(key: Any) -> np.random.Generator:
     if isinstance(key, jax.core.Tracer):
         raise InputError("the key of random features must be known, not traced: make them outside of `jit` and `vmap`")
-    typed = jnp.issubdtype(getattr(key, "dtype", None), jax.dtypes.prng_key)
-    if not typed and not (hasattr(key, "dtype") and key.dtype == np.uint32):
+    dtype = getattr(key, "dtype", np.dtype(object))
+    typed = jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    if not typed and dtype != np.uint32:
         raise InputError(f"key must be a key of jax.random, not {key!r}")
     return np.random.default_rng(np.asarray(jax.random.key_data(key) if typed else key).ravel())
 

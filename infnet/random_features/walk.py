@@ -49,7 +49,7 @@ from infnet.nodes import (
 )
 from infnet.plan import Ask, Plan
 from infnet.program import Output, Program
-from infnet.random_features.blocks import ONE, Base, Block, Map, Scalar, added, merged, scaled, width
+from infnet.random_features.blocks import ONE, Base, Block, Map, Scalar, Space, added, merged, scaled, width
 
 MOST_BLOCKS = 256
 MEAN = "mean"  # the space of what is not random: the same for all channels
@@ -243,7 +243,7 @@ class Walk:
     @property
     def output(self) -> list[Block]:
         """The blocks of the output's map for the kernel that is wanted: averaged over channels."""
-        blocks = []
+        blocks: list[Block] = []
         for segment in self.structure.output.segments:
             share = np.sqrt(segment.width / self.structure.output.width)
             found = self.found[segment.node.index]
@@ -308,7 +308,7 @@ def _one(walk: Walk, node: OneNode) -> Maps:
 
 def _known(walk: Walk, node: KnownNode) -> Maps:
     """The mean over the channels, and the difference from it."""
-    blocks = {MEAN: Block.of(ONE, 1.0, walk.known_mean(node.field))}
+    blocks: dict[Space, Block] = {MEAN: Block.of(ONE, 1.0, walk.known_mean(node.field))}
     if node.field.varies_along_channels:
         blocks["known", node.field] = Block.of(Base("known", node.field))
     return Maps(blocks, {})
@@ -317,8 +317,8 @@ def _known(walk: Walk, node: KnownNode) -> Maps:
 def _bias(walk: Walk, node: ParamNode) -> Maps:
     s, g = walk.factors(node.param)
     space = ("bias", node.param.key)
-    mean = {} if node.zero_mean else {MEAN: Block.of(ONE, walk.mean(node.param))}
-    return Maps(mean | _times({space: Block.of(ONE)}, s), _times({space: Block.of(ONE)}, g))
+    mean: Map = {} if node.zero_mean else {MEAN: Block.of(ONE, walk.mean(node.param))}
+    return Maps({**mean, **_times({space: Block.of(ONE)}, s)}, _times({space: Block.of(ONE)}, g))
 
 
 def _dense(walk: Walk, node: Contraction) -> Maps:
@@ -343,13 +343,14 @@ def _sum(walk: Walk, node: Sum) -> Maps:
 
 def _elementwise(walk: Walk, node: Elementwise) -> Maps:
     operand = walk.found[node.operand.index]
-    mean = {} if node.zero_mean else {MEAN: Block.of(ONE, 1.0, Scalar("mean", node.index))}
+    mean: Map = {} if node.zero_mean else {MEAN: Block.of(ONE, 1.0, Scalar("mean", node.index))}
     random = {space: block for space, block in operand.s.items() if space != MEAN}
-    s = {**mean, **_slope(walk, node, "slope", random), ("sampled", node.index): Block.of(Base("sampled", node.index))}
+    rest: Map = {("sampled", node.index): Block.of(Base("sampled", node.index))}
+    s = {**mean, **_slope(walk, node, "slope", random), **rest}
     if not operand.t:
         return Maps(s, {})
     name = "slope" if node.index in walk.structure.smooth else "gradient"
-    mixed = {("mixed", node.index): Block.of(Base("mixed", node.index))}
+    mixed: Map = {("mixed", node.index): Block.of(Base("mixed", node.index))}
     return Maps(s, {**_slope(walk, node, name, operand.t), **mixed})
 
 
