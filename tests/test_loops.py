@@ -16,9 +16,9 @@ from flax import linen as nn
 import infnet
 import infnet_flax
 from infnet.errors import NumericalError
-from infnet.schedule import Loop
+from infnet.schedule import FEWEST, Loop
 
-DEPTH, WIDTH = 9, 32
+DEPTH, WIDTH = 6, 32
 X1 = np.random.RandomState(0).standard_normal((3, 4, 6))
 NAMES = ("nngp", "ntk")
 
@@ -26,6 +26,13 @@ NAMES = ("nngp", "ntk")
 @pytest.fixture(autouse=True)
 def float64():
     with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def loops_are_short():
+    """Half as many layers make a loop as for users, since it is the layers one by one that take long to compile."""
+    with mock.patch("infnet.schedule.FEWEST", FEWEST // 2):
         yield
 
 
@@ -270,7 +277,8 @@ def test_what_is_compiled_does_not_grow_with_the_depth(scanned):
         kernel = infnet_flax.kernel_fn(Stack(Residual, depth, scanned), X1)
         computation = kernel.computation
         function = jax.jit(computation.matrix(NAMES, symmetric=False, sharded=False))
-        return function.lower(kernel.weights, [X1], [X1]).as_text().count("\n")
+        with mock.patch("infnet.schedule.FEWEST", FEWEST):
+            return function.lower(kernel.weights, [X1], [X1]).as_text().count("\n")
 
     growth = size(30) / size(10)
     # Written as a Python loop, each layer has arrays of its own for the laws of its parameters.
