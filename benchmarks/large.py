@@ -3,9 +3,9 @@
     python benchmarks/large.py [--n 20000] [--small 2000] [--store DIRECTORY]
 
 The kernel is the NTK, float32, of a network with three hidden ReLU layers on 64 inputs, of n examples with themselves.
-Rows: at once, for the small number of examples; in tiles, put together in the memory of the device and of the host; and
-in a Zarr array on disk. Figures: seconds (the small ones are the best of 5), nanoseconds for an entry of the matrix, that
-beside the first row, and by how much the memory of the process grows at most, in MB and in units of the kernel.
+Rows: at once, for the small number of examples (the best of 5 counts); in tiles, put together in the memory of the
+device and of the host; and in a Zarr array on disk. Figures: seconds, nanoseconds for an entry of the matrix, the ratio
+to those of the first row, and by how much the memory of the process grows at most, in MB and in units of the kernel.
 """
 
 from __future__ import annotations
@@ -65,11 +65,8 @@ def report(name: str, function: Callable[..., Any], x: np.ndarray, best: float |
     seconds = time.perf_counter() - start
     growth = resident("VmHWM") - before
     each = seconds * 1e9 / len(x) ** 2
-    ratio = "" if best is None else f"{each / best:6.2f}"
-    print(
-        f"{len(x):6} {name:18} {seconds:8.3f} {each:9.2f} {ratio:6} {growth:8.0f} {growth * 1e6 / (4 * len(x) ** 2):8.2f}",
-        flush=True,
-    )
+    ratio, kernels = "" if best is None else f"{each / best:6.2f}", growth * 1e6 / (4 * len(x) ** 2)
+    print(f"{len(x):6} {name:18} {seconds:8.3f} {each:9.2f} {ratio:6} {growth:8.0f} {kernels:8.2f}", flush=True)
     return each
 
 

@@ -26,6 +26,7 @@ from infnet.arguments import (
 from infnet.batching.batched import BatchedKernelFn
 from infnet.batching.blocks import Blocks
 from infnet.batching.memory import Footprint, available_bytes, footprint_of
+from infnet.computation import Computation
 from infnet.context import Weights
 from infnet.errors import InputError
 from infnet.execute import Given
@@ -252,6 +253,11 @@ class KernelFn:
         """
         inputs = self._model.inputs.read(x, "x")
         return self._run(task, kind_of(inputs), inputs, extra=extra)
+
+    @property
+    def computation(self) -> Computation:
+        """How the kernels of inputs like the example are computed."""
+        return self._runner.computation(self._model.inputs.kind)
 
     @property
     def weights(self) -> Weights:

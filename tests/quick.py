@@ -1,4 +1,4 @@
-"""What makes the tests quick: nearly all of their time is XLA compiling what then runs once."""
+"""What makes the tests quick: nearly all of their time goes into compiling what then runs once."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ jax.config.update("jax_traceback_in_locations_limit", 0)
 def unoptimised() -> Iterator[None]:
     """XLA compiles without its optimisations, in a third of the time; for tests of formulas, not of rounding.
 
-    Most of that third is saved by the fusion emitters, which set up an MLIR context for every program.
+    Most of the rest would go into fusion emitters, which set up an MLIR context for every program.
     """
     before = jax.config.read("jax_disable_most_optimizations"), os.environ["XLA_FLAGS"]
     jax.config.update("jax_disable_most_optimizations", True)

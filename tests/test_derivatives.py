@@ -131,9 +131,9 @@ def test_hyperparameters_are_checked_and_nothing_is_traced_again():
     doubled = kernel_fn.with_hyperparameters({**stds, "last": 2 * stds["last"]})
     np.testing.assert_allclose(doubled(x, get="nngp"), 4 * kernel_fn(x, get="nngp"), rtol=1e-12)
     assert kernel_fn.hyperparameters == stds
-    compiled = list(kernel_fn._compiled.values())
+    compiled = list(kernel_fn._runner._compiled.values())
     kernel_fn.with_hyperparameters(jax.tree.map(lambda s: 3 * s, stds))(x, get="nngp")
-    assert list(kernel_fn._compiled.values()) == compiled
+    assert list(kernel_fn._runner._compiled.values()) == compiled
     assert all(function._cache_size() == 1 for function in compiled if function is compiled[-1])
     with pytest.raises(InputError, match="structure of the parameters"):
         kernel_fn.with_hyperparameters({"first": 1.0})

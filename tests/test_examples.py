@@ -10,8 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.optimised
-
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -42,6 +40,7 @@ def run_digits(tmp_path_factory):
     return run("digits", tmp_path_factory.mktemp("digits"))
 
 
+@pytest.mark.optimised
 def test_all_three_methods_read_digits(run_digits):
     module, results, _ = run_digits
     accuracy = {method: np.mean(values) for method, values in results.accuracy.items()}
@@ -50,6 +49,7 @@ def test_all_three_methods_read_digits(run_digits):
     assert min(accuracy[module.NNGP], accuracy[module.NTK]) > 0.9
 
 
+@pytest.mark.optimised
 def test_predictions_are_finite_and_uncertain(run_digits):
     _, results, _ = run_digits
     (split,) = results.splits
@@ -58,6 +58,7 @@ def test_predictions_are_finite_and_uncertain(run_digits):
     assert all(np.isfinite(scores).all() for scores in split.scores.values())
 
 
+@pytest.mark.optimised
 def test_the_picture_is_written(run_digits):
     assert_is_a_picture(run_digits[2])
 

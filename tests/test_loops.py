@@ -101,7 +101,7 @@ class Alternating(nn.Module):
 
 
 def loops(kernel, side=0, names=NAMES):
-    computation = kernel._computation(kernel._model.inputs.kind)
+    computation = kernel.computation
     schedule = computation.schedule(computation.plan(names, (1, 2)))
     return [part for part in schedule.parts[side] if isinstance(part, Loop)]
 
@@ -268,9 +268,9 @@ def test_layers_that_are_nearly_alike(name):
 def test_what_is_compiled_does_not_grow_with_the_depth(scanned):
     def size(depth):
         kernel = infnet_flax.kernel_fn(Stack(Residual, depth, scanned), X1)
-        computation = kernel._computation(kernel._model.inputs.kind)
+        computation = kernel.computation
         function = jax.jit(computation.matrix(NAMES, symmetric=False, sharded=False))
-        return function.lower(kernel._weights, [X1], [X1]).as_text().count("\n")
+        return function.lower(kernel.weights, [X1], [X1]).as_text().count("\n")
 
     growth = size(30) / size(10)
     # Written as a Python loop, each layer has arrays of its own for the laws of its parameters.

@@ -13,8 +13,6 @@ from references import inputs
 
 import infnet_flax
 
-pytestmark = pytest.mark.optimised
-
 REFERENCES = Path(__file__).parent / "references"
 CASES = [c for c in zoo.CASES if c.in_neural_tangents]
 UNITS = {"as_model": "standard", "ntk": "ntk"}  # ours: theirs

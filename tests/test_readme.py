@@ -27,6 +27,7 @@ def executed():
     return names, printed
 
 
+@pytest.mark.optimised
 def test_the_example_predicts(executed):
     names, _ = executed
     truth, mean = names["y"][200:, 0], names["posterior"].mean[:, 0]
@@ -37,6 +38,7 @@ def test_the_example_is_short():
     assert sum(map(bool, blocks("python")[0].splitlines())) <= 15
 
 
+@pytest.mark.optimised
 def test_printed_output_is_the_real_one(executed):
     _, (_, *printed) = executed
     assert printed == [text.rstrip() for text in blocks("text")[:3]]

@@ -20,6 +20,11 @@ def is_array(x: Any) -> bool:
     return isinstance(x, (jax.Array, np.ndarray, list))
 
 
+def is_store(x: Any) -> bool:
+    """Whether `x` is a matrix that is read by parts: an array on disk, or an operator of `infnet.solvers`."""
+    return hasattr(x, "shape") and hasattr(x, "dtype") and not is_array(x)
+
+
 def has(kernel: Any, name: str) -> bool:
     """Whether a container holds this kernel."""
     return getattr(kernel, name, None) is not None

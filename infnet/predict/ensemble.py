@@ -62,7 +62,7 @@ def gradient_descent_mse_ensemble(
     """Predicts the mean and the covariance of an ensemble of networks that train on the mean squared error.
 
     Loss, time and steps are those of `gradient_descent_mse`; networks start as random as their initialiser makes them.
-    Kernels are computed, and decomposed, when they are needed first.
+    Kernels are computed, and decomposed in float64, when they are needed first.
 
     With `diag_reg` the kernel that is decomposed is `Θ + diag_reg * mean(diag(Θ)) * I` (or `Θ + diag_reg * I`, with
     `diag_reg_absolute_scale`); no other kernel is regularised, but the NNGP of the training set in `get="nngp"`, where

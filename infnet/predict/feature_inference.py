@@ -6,12 +6,13 @@ regression (Rasmussen & Williams 2006, eq. 2.11, in weight space) is
     mean = phi(x) A^-1 Phi^T y        cov = sigma^2 phi(x) A^-1 phi(x)^T        A = Phi^T Phi + sigma^2 I
 
 which by Woodbury's identity is what `gp_inference` computes of K. With noise of variance sigma_i^2 of each point, every
-row of Phi and y is multiplied by sigma / sigma_i, for any sigma. A `(m, m)` and Phi^T y are sums over the examples, taken
-batch by batch in float64: n examples take O(n m^2) operations and O(m^2) memory.
+row of Phi and y is multiplied by sigma / sigma_i, for any sigma. A, `(m, m)`, and Phi^T y are sums over the examples,
+taken batch by batch in float64: n examples take O(n m^2) operations and O(m^2) memory.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -98,7 +99,8 @@ def feature_inference(
       x_train: what it takes, each leaf (n, ...): arrays of NumPy stay on the host, and are read in batches.
       y_train: (n, ...) targets; outputs along all axes after the first are independent, and share the kernel.
       diag_reg: strength of the regularisation, as in `gp_inference`: a non-negative scalar.
-      diag_reg_absolute_scale: whether `diag_reg` is in the units of the kernel, or relative to the mean of its diagonal.
+      diag_reg_absolute_scale: whether `diag_reg` is in the units of the kernel, or relative to the mean of its
+        diagonal.
       noise: variance of the noise of the targets, in their own units: a scalar, or one for each point, (n,).
       batch_size: how many examples have their features computed at once.
       any_law: whether to accept features of a network whose output is not a Gaussian process of mean zero.
@@ -133,8 +135,8 @@ def feature_inference(
     lower, solved, rest = _factored(gram, moments, sigma2)
     if not is_traced(rest["ok"]) and not bool(rest["ok"]):
         raise NumericalError(
-            f"the normal equations of {len(gram[0])} features could not be factored: the noise, {float(sigma2):.3g}, is "
-            "below the rounding errors of their sum, or a feature is not finite; raise noise= or diag_reg="
+            f"the normal equations of {len(gram[0])} features could not be factored: the noise, {float(sigma2):.3g}, "
+            "is below the rounding errors of their sum, or a feature is not finite; raise noise= or diag_reg="
         )
     zero = jnp.zeros_like(rest["eigenvalue_min"])
     info = Info(rest["ok"], absolute, zero, rest["eigenvalue_min"], rest["eigenvalue_max"], zero, "float64")
@@ -161,9 +163,10 @@ def _batches(features: Callable[[Any], Array], x: Any, size: int, name: str) -> 
     n = _count(x, name)
     size = min(size, n)
     for start in range(0, n, size or 1):
-        rows = np.minimum(np.arange(start, start + size), n - 1)  # the last example stands in for those that lack
+        # The last example stands in for those that lack.
         whole = start + size <= n
-        phi = real(features(jax.tree.map(lambda a: a[start : start + size] if whole else a[rows], x)), "the features")
+        rows: Any = slice(start, start + size) if whole else np.minimum(np.arange(start, start + size), n - 1)
+        phi = real(features(jax.tree.map(operator.itemgetter(rows), x)), "the features")
         if phi.ndim != 2 or len(phi) != size:
             raise InputError(f"features must return one row for each of {size} examples, not an array {phi.shape}")
         yield phi[: n - start], start
@@ -197,7 +200,7 @@ def _add(gram: Parts, moments: Parts, trace: Parts, phi: Array, y: Array, weight
 
 @in_float64
 def _factored(gram: Parts, moments: Parts, noise: Array) -> Any:
-    matrix = sum(gram)
+    matrix = jnp.asarray(sum(gram))
     shift = noise * jnp.ones(len(matrix))
     lower = jnp.linalg.cholesky(matrix + jnp.diag(shift))
     solved = cho_solve((lower, True), sum(moments))
@@ -209,7 +212,7 @@ def _factored(gram: Parts, moments: Parts, noise: Array) -> Any:
 @in_float64
 def _predict(phi: Array, lower: Parts, weights: Parts, noise: Array) -> tuple[Array, Array, Array]:
     half = solve_triangular(sum(lower), phi.T, lower=True)
-    return phi @ sum(weights), noise * jnp.sum(half * half, axis=0), jnp.zeros((0, len(phi)))
+    return phi @ sum(weights), noise * jnp.sum(half * half, axis=0), jnp.zeros(0)
 
 
 @in_float64

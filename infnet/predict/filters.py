@@ -151,13 +151,13 @@ def _recursive_sum(count: Array, a: Array, d: Array) -> Array:
     cancellation for small a. Others, and complex ones, give (1 - pₖ₊₁ + D pₖ) / a. Where both are near 0, as those of
     Nesterov's momentum are at a = 1, few terms of the sum are all of it.
     """
-    few = (jnp.abs(1 - a + d) < SMALL) & (jnp.abs(d) < SMALL**2)
+    # XLA rounds what it computes twice in two ways: without the barriers, here and below, some of the selections would
+    # take the one side, and some the other.
+    few = lax.optimization_barrier((jnp.abs(1 - a + d) < SMALL) & (jnp.abs(d) < SMALL**2))
     first = _first_terms(count, jnp.where(few, 1 - a + d, 0), jnp.where(few, d, 0))
     a, d = jnp.where(few, 1, a), jnp.where(few, 0.25, d)
     trace = 1 - a + d
     discriminant = trace**2 - 4 * d
-    # XLA rounds what it computes twice in two ways: without the barrier, some of the selections below would take the
-    # one side, and some the other.
     apart = lax.optimization_barrier(discriminant > jnp.minimum(APART * jnp.abs(trace), jnp.abs(1 - d) / 2) ** 2)
     root = jnp.sqrt(jnp.where(apart, discriminant, 1))
     larger = (jnp.where(apart, trace, 1) + jnp.where(trace < 0, -root, root)) / 2  # in absolute value
@@ -190,7 +190,7 @@ def _recursion(count: Array, trace: Array, d: Array) -> Array:
     of (r₁ᵏ - r₂ᵏ) / (r₁ - r₂), with roots T / 2 (1 ± √z).
     """
     discriminant, before = trace**2 - 4 * d, jnp.maximum(count - 1, 0)
-    equal = count.astype(trace.dtype) ** 2 * jnp.abs(discriminant) < trace**2
+    equal = lax.optimization_barrier(count.astype(trace.dtype) ** 2 * jnp.abs(discriminant) < trace**2)
     half = jnp.where(equal, trace, 0) / 2
     series = half**before * _odd_binomials(count, jnp.where(equal, discriminant, 0) / jnp.where(equal, trace, 1) ** 2)
     positive, negative = ~equal & (discriminant > 0), ~equal & (discriminant <= 0)

@@ -33,6 +33,7 @@ from infnet.predict.axes import OutputAxes
 from infnet.predict.checks import (
     has,
     is_array,
+    is_store,
     lookup,
     noise_variances,
     part,
@@ -48,6 +49,7 @@ from infnet.predict.checks import (
 from infnet.predict.cholesky import Factor, factorise, require_factored, solve
 from infnet.predict.covariance import Covariance, covariance_after
 from infnet.predict.posterior import Gaussian, Info, pytree
+from infnet.predict.systems import System, as_operator, system
 
 Array = jax.Array
 Get = str | Sequence[str] | None
@@ -75,7 +77,7 @@ class Predictor:
     [0. 1. 2.]
     """
 
-    factors: dict[str, Factor]
+    factors: dict[str, Factor | System]
     y_train: Array
     axes: OutputAxes
 
@@ -108,11 +110,15 @@ class Predictor:
             raise InputError(f'get must be "nngp", "ntk", "ntkgp" or a tuple of these; got {get!r}.')
         solved, initial = MODES[get]
         factor = lookup(self.factors, solved, get)
-        require_float64(factor.lower)
+        if isinstance(factor, Factor):
+            require_float64(factor.lower)
         if k_test_train is None:
             return self._on_training_set(factor, k_test_test is not None)
         k_td = self._cross_kernel(k_test_train, solved, get)
-        columns = _mean(factor, k_td, self.axes.columns(self.y_train)[0])
+        if isinstance(factor, System):
+            columns = jnp.asarray(factor.mean(k_td))
+        else:
+            columns = _mean(factor, k_td, self.axes.columns(self.y_train)[0])
         mean = self.axes.outputs(columns[None]).astype(self.y_train.dtype)
         if k_test_test is None:
             info = self._info(factor, jnp.zeros_like(factor.jitter), k_test_train=k_td)
@@ -122,7 +128,8 @@ class Predictor:
             cross = self._cross_kernel(k_test_train, initial, get, need_both=True)
             k_dd = lookup(self.factors, initial, get, need_both=True).kernel
         (k_tt,) = test_kernel(k_test_test, initial, get, self.axes, len(mean))
-        covariance, variance, negative = _covariance(factor, k_td, cross, k_dd, k_tt)
+        covariance_of = factor.covariance if isinstance(factor, System) else functools.partial(_covariance, factor)
+        covariance, variance, negative = covariance_of(k_td, cross, k_dd, k_tt)
         variance = self.axes.variances(variance[None]).astype(k_tt.dtype)
         tested = {"k_test_train": k_td, "k_test_train (at initialisation)": cross}
         info = self._info(factor, negative, **tested, k_test_test=k_tt)
@@ -130,14 +137,14 @@ class Predictor:
             covariance = self.axes.kernel(covariance[None]).astype(k_tt.dtype)
         return Gaussian(mean, covariance, variance, info, self.axes)
 
-    def _on_training_set(self, factor: Factor, with_covariance: bool) -> Gaussian:
+    def _on_training_set(self, factor: Factor | System, with_covariance: bool) -> Gaussian:
         n, dtype = len(self.y_train), self.y_train.dtype
         covariance = jnp.zeros(self.axes.kernel_shape(n, n), dtype) if with_covariance else None
         variance = jnp.zeros(self.axes.of_variances.shape(n), dtype) if with_covariance else None
         info = self._info(factor, jnp.zeros_like(factor.jitter))
         return Gaussian(self.y_train, covariance, variance, info, self.axes)
 
-    def _info(self, factor: Factor, negative_variance: Array, **arrays: Array) -> Info:
+    def _info(self, factor: Factor | System, negative_variance: Array, **arrays: Array) -> Info:
         """Raises on concrete test kernels that are not finite; on traced ones, `ok` says so."""
         ok = jnp.all(jnp.isfinite(self.y_train))
         for label, array in arrays.items():
@@ -183,11 +190,12 @@ def gp_inference(
     *,
     noise: Any = None,
     any_law: bool = False,
+    solver: Any = "cholesky",
 ) -> Predictor:
     """Prepares predictions of infinitely wide networks from their kernel on the training set.
 
     Every kernel contained in `k_train_train` is factored here, once; pass `k_train_train.nngp` alone if
-    you do not want the NTK. Works under `jit`, `vmap` and `grad`.
+    you do not want the NTK. Works under `jit`, `vmap` and `grad`, unless it is solved on the host (see `solver`).
 
     The matrix that is factored is `K + diag_reg * mean(diag(K)) * I`, or `K + diag_reg * I` with
     `diag_reg_absolute_scale`:
@@ -203,7 +211,8 @@ def gp_inference(
     Args:
       k_train_train: (n, n, …) kernel of the training points: an array, or anything with attributes `.nngp`
         and `.ntk` (either may be None). It has every axis of the targets that is not in `trace_axes` twice,
-        in natural order: (n, n, o, o', p, p', …).
+        in natural order: (n, n, o, o', p, p', …). Or a matrix (n, n) that is read by parts, an array of
+        TensorStore, Zarr or HDF5, or an operator of `infnet.solvers`.
       y_train: (n, …) targets.
       diag_reg: strength of the regularisation, a non-negative scalar.
       diag_reg_absolute_scale: whether `diag_reg` is in the units of the kernel, or relative to the mean
@@ -214,13 +223,17 @@ def gp_inference(
         the kernel, of the shape of the targets without `trace_axes`. It is added to the diagonal as it is.
       any_law: whether to accept a `Kernel` which says that its output is not a Gaussian process of mean
         zero, such as that of a network that ends in a nonlinearity.
+      solver: how linear systems are solved: "cholesky", in memory for several matrices, or, on the host,
+        `infnet.solvers.Cholesky(...)`, in memory for one in the precision of the kernel, or
+        `infnet.solvers.ConjugateGradients(...)`, which reads the kernel by parts. What is read by parts is
+        solved by the second of these unless the third is given.
 
     Raises:
       InputError: a shape, a dtype or an option is wrong, or the output is not Gaussian.
       NumericalError: (outside `jit`; under it, see `Info.ok`) a number is not finite, or the kernel
         could not be factored.
     """
-    bare = is_array(k_train_train)
+    bare = is_array(k_train_train) or is_store(k_train_train)
     names = ("bare",) if bare else tuple(k for k in ("nngp", "ntk") if has(k_train_train, k))
     if not names:
         raise InputError(
@@ -228,16 +241,28 @@ def gp_inference(
             f"{type(k_train_train).__name__}."
         )
     label = {name: "k_train_train" if bare else f"k_train_train.{name}" for name in names}
-    arrays = {name: square(k_train_train if bare else getattr(k_train_train, name), label[name]) for name in names}
+    kernels = {name: k_train_train if bare else getattr(k_train_train, name) for name in names}
+    on_host = solver != "cholesky" or any(map(is_store, kernels.values()))
+    checked = as_operator if on_host else square
+    kernels = {name: checked(kernel, label[name]) for name, kernel in kernels.items()}
     if not any_law:
         require_gaussian(k_train_train, "k_train_train")
-    y = targets(y_train, len(arrays[names[0]]), jnp.result_type(*arrays.values()))
+    dtype = jnp.result_type(*(kernel.dtype for kernel in kernels.values()))
+    y = targets(y_train, kernels[names[0]].shape[0], dtype)
     axes = OutputAxes.read(y.shape, trace_axes)
-    regulariser, variances = strength(diag_reg), noise_variances(noise, axes, len(y))
-    factors = {}
-    for name, array in arrays.items():
-        (kernel,) = axes.matrix(array, label[name])
-        require_symmetric(kernel, label[name])
-        factors[name] = factorise(kernel, regulariser, bool(diag_reg_absolute_scale), variances)
-        require_factored(factors[name], label[name])
+    added = strength(diag_reg), bool(diag_reg_absolute_scale), noise_variances(noise, axes, len(y))
+    factors: dict[str, Factor | System] = {}
+    for name, kernel in kernels.items():
+        if on_host:
+            factors[name] = system(kernel, y, axes, solver, *added)
+        else:
+            factors[name] = _factored(kernel, axes, *added, label[name])
     return Predictor(factors, y, axes)
+
+
+def _factored(kernel: Array, axes: OutputAxes, diag_reg: Array, absolute: bool, noise: Array, label: str) -> Factor:
+    (matrix,) = axes.matrix(kernel, label)
+    require_symmetric(matrix, label)
+    factor = factorise(matrix, diag_reg, absolute, noise)
+    require_factored(factor, label)
+    return factor

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from infnet.errors import InputError
 from infnet.float64 import in_float64
-from infnet.predict.checks import part, require_gaussian
+from infnet.predict.checks import is_store, part, require_gaussian
 from infnet.predict.cholesky import Factor, log_determinant, solve
 from infnet.predict.gp_inference import gp_inference
 
@@ -78,6 +78,7 @@ def log_marginal_likelihood(
     kernel = _kernel(kernel_fn, x_train, get, any_law)
     fitted = gp_inference(kernel, y_train, diag_reg, diag_reg_absolute_scale, trace_axes, noise=noise)
     (factor,) = fitted.factors.values()
+    assert isinstance(factor, Factor)
     total = _total(factor, fitted.axes.columns(fitted.y_train)[0])
     return jnp.where(factor.ok, total, jnp.nan).astype(fitted.y_train.dtype)
 
@@ -92,7 +93,13 @@ def _kernel(kernel_fn: Any, x_train: Any, get: str, any_law: bool) -> Any:
         raise InputError(
             "without x_train the first argument must be the kernel of the training points; got a function."
         )
-    return part(kernel_fn, get, "the first argument", get)
+    found = kernel_fn if is_store(kernel_fn) else part(kernel_fn, get, "the first argument", get)
+    if is_store(found):
+        raise InputError(
+            "the marginal likelihood needs the determinant of the kernel, which is in memory for that: pass "
+            "np.asarray(kernel), or compute it for part of the training points."
+        )
+    return found
 
 
 @in_float64

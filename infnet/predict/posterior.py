@@ -36,13 +36,15 @@ class Info:
     jitter: Array
     """What had to be added to the diagonal beyond that, in absolute units; 0 when nothing was."""
     eigenvalue_min: Array
-    """Estimate, from above, of the smallest eigenvalue of the factored matrix."""
+    """Estimate, from above, of the smallest eigenvalue of the factored matrix; NaN where a `solver` was given."""
     eigenvalue_max: Array
-    """Estimate, from below, of its largest eigenvalue."""
+    """Estimate, from below, of its largest eigenvalue; NaN where a `solver` was given."""
     negative_variance: Array
     """The most negative predictive variance before it was raised to 0; 0 when none was negative."""
     dtype: str
     """The precision of the linear algebra."""
+    residual: Array | None = None
+    """The largest relative residual of the solutions for the targets, where a `solver` was given."""
 
     @property
     def condition(self) -> Array:

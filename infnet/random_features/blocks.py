@@ -21,17 +21,20 @@ Space = Hashable
 
 
 class Scalar(NamedTuple):
-    """A number of each example: the "mean" or "slope" of the node with this number, or a known value."""
+    """A number of each example: such as the "mean" of the node with this number, or of the known field."""
 
     kind: str
-    which: Hashable
+    which: int
 
 
 class Base(NamedTuple):
-    """What blocks are multiples of: "one", the "known" values of a field, what was "sampled" or "mixed" at a node, or other blocks "compressed"."""
+    """What blocks are multiples of.
+
+    The number "one", the "known" values of a field, what was "sampled" or "mixed" at a node, or blocks "compressed".
+    """
 
     kind: str
-    which: Hashable = None
+    which: Any = None
 
 
 ONE = Base("one")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -19,17 +19,45 @@ from infnet.layout import Layout
 from infnet.nodes import Elementwise
 from infnet.plan import AskKnown, AskMean, Moments, Request, ask, make_plan, variance
 from infnet.random_features.blocks import ONE, Base, Block, Scalar, columns
-from infnet.random_features.projections import gaussian_projection, mixed
-from infnet.random_features.walk import MEAN, Sizes, Structure, Walk
+from infnet.random_features.projections import gaussian_numbers, gaussian_projection, mixed, mixing_numbers
+from infnet.random_features.walk import MEAN, Maps, Sizes, Structure, Walk
 from infnet.rules import rule
 
 Array = jax.Array
 SIDE = (1, 1)
 
 
+def draws(structure: Structure, sizes: Sizes) -> list[tuple[Callable[..., Any], int, int]]:
+    """What is drawn at random, in order: the function that does, from how many columns, and to how many."""
+    walk = structure.walk(None, sizes)
+    found: list[tuple[Callable[..., Any], int, int]] = []
+    for field in structure.fields:
+        start, stop = field.channels
+        if field.varies_along_channels and stop - start > sizes.known:
+            found.append((mixing_numbers, stop - start, sizes.known))
+    for node in structure.nodes:
+        found += [(mixing_numbers, walk.columns(walk.compressed[b]), walk.width(b)) for b in walk.compressed_at(node)]
+        if isinstance(node, Elementwise):
+            maps = walk.found[node.operand.index]
+            found.append((gaussian_numbers, walk.columns(random_part(maps)), _count(sizes, maps)))
+            if maps.t:
+                found.append((mixing_numbers, walk.columns(maps.t.values()), sizes.mixed))
+    total = walk.columns(walk.output)
+    return [*found, (mixing_numbers, total, sizes.limit)] if total > sizes.limit else found
+
+
+def random_part(maps: Maps) -> list[Block]:
+    """The map for S without the mean."""
+    return [block for space, block in maps.s.items() if space != MEAN]
+
+
+def _count(sizes: Sizes, maps: Maps) -> int:
+    return max(sizes.sampled, sizes.mixed if maps.t else 0)
+
+
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """The function of (weights, examples, key) that computes features.
+    """The function of (weights, examples, numbers) that computes features.
 
     Attributes:
         computation: of the kernel.
@@ -43,13 +71,21 @@ class Evaluation:
     sizes: Sizes
     normalise: bool
 
-    def __call__(self, weights: Weights, x: Any, key: Array) -> dict[str, Any]:
-        """A dict of `features`, and what else `Computation.diagonal` returns."""
-        known, scalars, error = jax.vmap(self._of_example, (None, 0))(weights, x)
+    def __call__(self, weights: Weights, x: Any, numbers: Sequence[Any]) -> dict[str, Any]:
+        """A dict of `features`, and what else `Computation.diagonal` returns; `numbers`: see `random_numbers`."""
+        names: list[Scalar] = []
+
+        def of_example(weights: Weights, x: Any) -> tuple[list[Array], list[Array], Array]:
+            known, scalars, error = self._of_example(weights, x)
+            names.extend(scalars)
+            return known, list(scalars.values()), error
+
+        known, values, error = jax.vmap(of_example, (None, 0))(weights, x)
+        scalars = dict(zip(names, values, strict=True))
         n, dtype = x[0].shape[0], self.computation.dtype
         walk = self.structure.walk(self.computation.context(weights), self.sizes)
         bases: dict[Base, Array] = {ONE: jnp.ones((n, 1), dtype)}
-        run = _Run(walk, bases, scalars, known, key, self.normalise)
+        run = _Run(walk, bases, scalars, known, iter(numbers), self.normalise)
         run.fill()
         features = run.columns(walk.output)
         if features.shape[1] > self.sizes.limit:
@@ -57,9 +93,9 @@ class Evaluation:
         return {"features": features, "error": error.max(initial=0), "finite": jnp.asarray(True)}
 
     @cached_property
-    def _requests(self) -> list[tuple[Scalar | None, Request | None]]:
-        """What is known exactly of one example: by its name, or (None) only on the way to others."""
-        found: list[tuple[Scalar | None, Request | None]] = []
+    def _requests(self) -> list[tuple[Scalar, Request | None]]:
+        """What is known exactly of one example, by its name; None for what is zero."""
+        found: list[tuple[Scalar, Request | None]] = []
         for node in self.structure.nonlinear:
             u, g = node, node.operand
             found += [
@@ -92,7 +128,7 @@ class Evaluation:
         fields = self.structure.fields
         read = replace(context, known={(f.var, 1): value for f, value in zip(fields, results, strict=True)})
         known = [read.read(f, 1) for f in fields]
-        scalars.update((Scalar("known mean", f), k.mean()) for f, k in zip(fields, known, strict=True))
+        scalars.update((Scalar("known mean", number), k.mean()) for number, k in enumerate(known))
         for node in self.structure.nonlinear:
             scalars.update(_of_function(context, node, scalars))
         return known, scalars, jnp.zeros((), context.dtype) if error is None else error
@@ -122,20 +158,14 @@ def _of_function(context: Context, node: Elementwise, scalars: dict[Scalar, Arra
 
 @dataclass
 class _Run:
-    """The bases of the blocks, computed when they are first needed; every random one has a key of its own."""
+    """The bases of the blocks; `numbers`: those that are random, in the order of `draws`."""
 
     walk: Walk
     bases: dict[Base, Array]
     scalars: dict[Scalar, Array]
     known: list[Array]
-    root: Array
+    numbers: Iterator[Any]
     normalise: bool
-    drawn: int = 0
-
-    def key(self) -> Array:
-        """The next key."""
-        self.drawn += 1
-        return jax.random.fold_in(self.root, self.drawn)
 
     def fill(self) -> None:
         """Compute all bases."""
@@ -154,7 +184,7 @@ class _Run:
 
     def compressed(self, x: Array, size: int) -> Array:
         """Fewer columns, or as many, with the same inner products on average."""
-        return self._of_norm(mixed(self.key(), x, size), _squares(x))
+        return self._of_norm(mixed(next(self.numbers), x, size), _squares(x))
 
     def _inputs(self, values: Array) -> Array:
         centred = (values - values.mean(1, keepdims=True)) / math.sqrt(values.shape[1])
@@ -164,10 +194,9 @@ class _Run:
     def _nonlinear(self, node: Elementwise) -> None:
         """z and y of `walk`."""
         sizes, maps, index = self.walk.sizes, self.walk.found[node.operand.index], node.index
-        argument = self.columns(block for space, block in maps.s.items() if space != MEAN)
+        argument = self.columns(random_part(maps))
         variance = self._scalar("variance", node.operand.index)
-        count = max(sizes.sampled, sizes.mixed if maps.t else 0)
-        v = gaussian_projection(self.key(), argument, count)
+        v = gaussian_projection(next(self.numbers), argument, _count(sizes, maps))
         if self.normalise:
             v = v * _ratio(variance, _squares(argument))
         at = self._scalar("mean", node.operand.index) + v
@@ -177,7 +206,9 @@ class _Run:
         exact = self._scalar("second moment", index) - mean**2 - slope**2 * variance
         self.bases[Base("sampled", index)] = self._of_norm(rest, exact)
         if maps.t:
-            y = mixed(self.key(), self.columns(maps.t.values()), sizes.mixed) * (slopes[:, : sizes.mixed] - gradient)
+            y = mixed(next(self.numbers), self.columns(maps.t.values()), sizes.mixed) * (
+                slopes[:, : sizes.mixed] - gradient
+            )
             left = self._scalar("squared gradient", index) - gradient**2
             self.bases[Base("mixed", index)] = self._of_norm(
                 y, self._scalar("tangent kernel", node.operand.index) * left

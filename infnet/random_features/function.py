@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from infnet.arguments import NAMES, named_kernels, one_of
 from infnet.computation import Computation
 from infnet.errors import InputError, NumericalError
-from infnet.random_features.evaluate import Evaluation
+from infnet.random_features.evaluate import Evaluation, draws
 from infnet.random_features.walk import Sizes, Structure, structure
 
 PyTree = Any
@@ -25,7 +26,7 @@ MIXED, KNOWN = 2, 4
 def random_features(
     kernel_fn: Any, key: Array, n_features: int = 4096, get: str = "ntk", *, normalise: bool = True
 ) -> RandomFeatures:
-    """Features of examples whose inner products are the kernel of a dense network, for numbers of examples n without n^2.
+    """Features of examples whose inner products are the kernel of a dense network: for n examples, nothing of size n^2.
 
     `features(x)` is `(n, features.n_features)`, with `features(x1) @ features(x2).T` close to `kernel_fn(x1, x2, get)`:
     the error falls as 1/sqrt(n_features). It takes time and memory linear in n, and works under `jit` and `grad`.
@@ -56,17 +57,13 @@ class _Task:
     """What is compiled for features."""
 
     names: tuple[str, ...]
-    n_features: int
+    sizes: Sizes
     normalise: bool
-    untrained: frozenset[int]
-    constant: frozenset[int]
+    zeros: tuple[frozenset[int], frozenset[int]]
 
     def function(self, computation: Computation) -> Evaluation:
-        """The function of the weights, the examples and the key."""
-        with jax.ensure_compile_time_eval():  # how many features there are depends on numbers of the model
-            plan = computation.plan(self.names, (1, 2))
-            found = structure(computation.program, plan, "ntk" in self.names, self.untrained, self.constant)
-        return Evaluation(computation, found, sizes(found, self.n_features), self.normalise)
+        """The function of the weights, the examples and the random numbers."""
+        return Evaluation(computation, _structure(computation, self.names, self.zeros), self.sizes, self.normalise)
 
 
 class RandomFeatures:
@@ -86,12 +83,20 @@ class RandomFeatures:
                 f"random features are made of a kernel function of infnet, whose program they read, not {kernel_fn!r}"
             )
         self.get = get
-        self._kernel_fn, self._key = kernel_fn, key
-        rates, stds = kernel_fn.weights.learning_rate, kernel_fn.weights.std
-        self._untrained = frozenset(leaf for leaf, rate in enumerate(rates) if rate == 0)
-        self._constant = frozenset(leaf for leaf, std in enumerate(stds) if _is_zero(std))
-        self._task = _Task((get,), int(n_features), bool(normalise), self._untrained, self._constant)
-        self.n_features: int = jax.eval_shape(self._features, kernel_fn.example).shape[1]
+        self._kernel_fn, self._normalise = kernel_fn, bool(normalise)
+        rng = _generator(key)
+        found = _structure(kernel_fn.computation, (get,), self._zeros)
+        self._sizes = sizes(found, int(n_features))
+        self._draws = draws(found, self._sizes)
+        self._numbers = [draw(rng, p, m) for draw, p, m in self._draws]
+        walk = found.walk(None, self._sizes)
+        self.n_features = min(walk.columns(walk.output), self._sizes.limit)
+
+    def redraw(self, key: Array) -> RandomFeatures:
+        """Other features of the same kernel, of which nothing is compiled again."""
+        other, rng = copy(self), _generator(key)
+        other._numbers = [draw(rng, p, m) for draw, p, m in self._draws]
+        return other
 
     def __call__(self, x: PyTree) -> Array:
         """The features of examples x, `(n, n_features)`, n being any number.
@@ -135,7 +140,15 @@ class RandomFeatures:
         return f"RandomFeatures({self.n_features} features of the {self.get} of {self._kernel_fn!r})"
 
     def _features(self, x: PyTree) -> Array:
-        return self._kernel_fn.of_examples(self._task, x, self._key)["features"]
+        task = _Task((self.get,), self._sizes, self._normalise, self._zeros)
+        return self._kernel_fn.of_examples(task, x, self._numbers)["features"]
+
+    @property
+    def _zeros(self) -> tuple[frozenset[int], frozenset[int]]:
+        """The parameters that are not trained, and those that are not random."""
+        weights = self._kernel_fn.weights
+        untrained = frozenset(leaf for leaf, rate in enumerate(weights.learning_rate) if rate == 0)
+        return untrained, frozenset(leaf for leaf, std in enumerate(weights.std) if _is_zero(std))
 
     def _check(self, get: Any) -> None:
         if get not in (None, self.get, (self.get,), [self.get]):
@@ -162,6 +175,24 @@ def sizes(found: Structure, n_features: int) -> Sizes:
         middle = (low + high) // 2
         low, high = (middle, high) if total(middle) <= n_features else (low, middle)
     return of(low)
+
+
+def _generator(key: Any) -> np.random.Generator:
+    if isinstance(key, jax.core.Tracer):
+        raise InputError("the key of random features must be known, not traced: make them outside of `jit` and `vmap`")
+    dtype = getattr(key, "dtype", np.dtype(object))
+    typed = jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    if not typed and dtype != np.uint32:
+        raise InputError(f"key must be a key of jax.random, not {key!r}")
+    return np.random.default_rng(np.asarray(jax.random.key_data(key) if typed else key).ravel())
+
+
+def _structure(
+    computation: Computation, names: tuple[str, ...], zeros: tuple[frozenset[int], frozenset[int]]
+) -> Structure:
+    plan = computation.plan(names, (1, 2))
+    with jax.ensure_compile_time_eval():  # of slopes, which say how many blocks there are
+        return structure(computation.program, plan, "ntk" in names, *zeros)
 
 
 def _is_zero(std: Any) -> bool:

@@ -8,8 +8,8 @@ variance s^2 and gradient factor g^2 (see `Context.weight_factors`):
     sum of c_k u_k    A = sum of c_k A_k                         B = sum of c_k B_k
     phi(g)            A = (m, d A_g, z)                          B = (d' B_g, y)
 
-The last row, for a Gaussian field g of mean mu, covariance C_g and variance q, is the part of its Hermite series that is
-known exactly (Daniely et al., arXiv:1602.05897, section 4), and random features of what is left:
+The last row, for a Gaussian field g of mean mu, covariance C_g and variance q, is the part of its Hermite series that
+is known exactly (Daniely et al., arXiv:1602.05897, section 4), and random features of what is left:
 
     m = E phi(g),  d = E phi(g) (g - mu) / q,  d' = E phi'(g)                                   exactly, by Stein
     z_j = (phi(v_j) - m - d (v_j - mu)) / sqrt(m_z)         v_j = mu + <A_g, w_j>,  w_j ~ N(0, I)
@@ -26,6 +26,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import jax.numpy as jnp
@@ -48,7 +49,7 @@ from infnet.nodes import (
 )
 from infnet.plan import Ask, Plan
 from infnet.program import Output, Program
-from infnet.random_features.blocks import ONE, Base, Block, Map, Scalar, added, merged, scaled, width
+from infnet.random_features.blocks import ONE, Base, Block, Map, Scalar, Space, added, merged, scaled, width
 
 MOST_BLOCKS = 256
 MEAN = "mean"  # the space of what is not random: the same for all channels
@@ -100,7 +101,7 @@ class Structure:
         """The nonlinearities, in order."""
         return [node for node in self.nodes if isinstance(node, Elementwise)]
 
-    @property
+    @cached_property
     def fields(self) -> list[Field]:
         """The known values that are read."""
         found = [node.field for node in self.nodes if isinstance(node, KnownNode)]
@@ -132,7 +133,7 @@ def structure(
     """
     if len(program.outputs) != 1:
         raise InputError(
-            f"features are of one output, but this kernel function has {len(program.outputs)}: choose one with output=, "
+            f"features are of one output, but this kernel function has {len(program.outputs)}: choose one with output= "
             "when the kernel function is made"
         )
     output = program.outputs[0].one
@@ -201,18 +202,19 @@ def _check_pairs(plan: Plan) -> None:
     for step in plan.steps:
         ask = step.request
         kinds = (Contraction, Elementwise)
-        if isinstance(ask, Ask) and type(ask.u) is type(ask.v) and isinstance(ask.u, kinds):
-            if not ask.independent and (ask.u is not ask.v or ask.shift):
-                raise _refuse(
-                    ask.v,
-                    "two layers that depend on each other side by side",
-                    "a weight is shared, or two functions of one feature are added: their features would have to be "
-                    "drawn together",
-                )
+        if not isinstance(ask, Ask) or type(ask.u) is not type(ask.v) or not isinstance(ask.u, kinds):
+            continue
+        if not ask.independent and (ask.u is not ask.v or ask.shift):
+            raise _refuse(
+                ask.v,
+                "two layers that depend on each other side by side",
+                "a weight is shared, or two functions of one feature are added: their features would have to be "
+                "drawn together",
+            )
 
 
 def _is_smooth(node: Elementwise) -> bool:
-    """Whether the derivative by `jax.grad` is that of the values, so that d = d': neither jumps nor rules of its own."""
+    """Whether d = d': there are no jumps, and `jax.grad` gives the derivative of the values."""
     assert not isinstance(node.activation, UnsupportedError)
     mean = None if node.operand.zero_mean else jnp.full(3, 0.3)
     slopes = node.activation.mean_slopes(jnp.asarray([0.1, 1.0, 3.0]), mean)
@@ -241,7 +243,7 @@ class Walk:
     @property
     def output(self) -> list[Block]:
         """The blocks of the output's map for the kernel that is wanted: averaged over channels."""
-        blocks = []
+        blocks: list[Block] = []
         for segment in self.structure.output.segments:
             share = np.sqrt(segment.width / self.structure.output.width)
             found = self.found[segment.node.index]
@@ -279,6 +281,10 @@ class Walk:
         """The mean of a parameter."""
         return 1.0 if self.context is None else self.context.mean(param).reshape(())
 
+    def known_mean(self, field: Field) -> Scalar:
+        """The mean over the channels of known values."""
+        return Scalar("known mean", self.structure.fields.index(field))
+
     def in_new_spaces(self, space: Any, one: Map, node: Node) -> Map:
         """The same map up to rotations, in few blocks: what a weight, or a derivative in it, is multiplied with."""
         blocks = merged(one.values())
@@ -302,7 +308,7 @@ def _one(walk: Walk, node: OneNode) -> Maps:
 
 def _known(walk: Walk, node: KnownNode) -> Maps:
     """The mean over the channels, and the difference from it."""
-    blocks = {MEAN: Block.of(ONE, 1.0, Scalar("known mean", node.field))}
+    blocks: dict[Space, Block] = {MEAN: Block.of(ONE, 1.0, walk.known_mean(node.field))}
     if node.field.varies_along_channels:
         blocks["known", node.field] = Block.of(Base("known", node.field))
     return Maps(blocks, {})
@@ -311,8 +317,8 @@ def _known(walk: Walk, node: KnownNode) -> Maps:
 def _bias(walk: Walk, node: ParamNode) -> Maps:
     s, g = walk.factors(node.param)
     space = ("bias", node.param.key)
-    mean = {} if node.zero_mean else {MEAN: Block.of(ONE, walk.mean(node.param))}
-    return Maps(mean | _times({space: Block.of(ONE)}, s), _times({space: Block.of(ONE)}, g))
+    mean: Map = {} if node.zero_mean else {MEAN: Block.of(ONE, walk.mean(node.param))}
+    return Maps({**mean, **_times({space: Block.of(ONE)}, s)}, _times({space: Block.of(ONE)}, g))
 
 
 def _dense(walk: Walk, node: Contraction) -> Maps:
@@ -328,7 +334,7 @@ def _sum(walk: Walk, node: Sum) -> Maps:
     found = []
     for term in node.terms:
         own, factor = walk.found[term.node.index], term.coefficient
-        scalars = (Scalar("known mean", factor),) if isinstance(factor, Field) else ()
+        scalars = (walk.known_mean(factor),) if isinstance(factor, Field) else ()
         number = 1.0 if isinstance(factor, Field) else factor
         maps = (scaled(_shifted(m, term.start), number, *scalars) for m in (own.s, own.t))
         found.append(Maps(*maps))
@@ -337,13 +343,14 @@ def _sum(walk: Walk, node: Sum) -> Maps:
 
 def _elementwise(walk: Walk, node: Elementwise) -> Maps:
     operand = walk.found[node.operand.index]
-    mean = {} if node.zero_mean else {MEAN: Block.of(ONE, 1.0, Scalar("mean", node.index))}
+    mean: Map = {} if node.zero_mean else {MEAN: Block.of(ONE, 1.0, Scalar("mean", node.index))}
     random = {space: block for space, block in operand.s.items() if space != MEAN}
-    s = {**mean, **_slope(walk, node, "slope", random), ("sampled", node.index): Block.of(Base("sampled", node.index))}
+    rest: Map = {("sampled", node.index): Block.of(Base("sampled", node.index))}
+    s = {**mean, **_slope(walk, node, "slope", random), **rest}
     if not operand.t:
         return Maps(s, {})
     name = "slope" if node.index in walk.structure.smooth else "gradient"
-    mixed = {("mixed", node.index): Block.of(Base("mixed", node.index))}
+    mixed: Map = {("mixed", node.index): Block.of(Base("mixed", node.index))}
     return Maps(s, {**_slope(walk, node, name, operand.t), **mixed})
 
 

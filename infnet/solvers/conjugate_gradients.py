@@ -23,6 +23,7 @@ from infnet.solvers.products import Matrix
 from infnet.solvers.progress import bar
 
 STRICTER = 0.5  # what the updated residual must reach, relative to what the true one must
+ROUNDING = float(np.finfo(np.float64).eps) ** 0.5
 WORTH_A_RESTART = 0.5  # the residual that a restart must leave, relative to the one before
 
 
@@ -147,11 +148,13 @@ class _Run:
         while len(columns) and len(self.history) < self.system.max_iterations:
             product = self.system.matmul(p)
             curvature = np.sum(p * product, 0)
-            if (curvature <= 0).any() or (rz <= 0).any():
+            if (curvature < -ROUNDING * np.linalg.norm(p, axis=0) * np.linalg.norm(product, axis=0)).any():
                 raise NumericalError(
                     "the kernel with its noise is not positive definite, beyond what rounding can do: add noise, check "
                     "that it is the kernel of the training points with themselves, or compute it in float64."
                 )
+            if (curvature <= 0).any() or (rz <= 0).any():
+                return  # only rounding is left
             step = rz / curvature
             self.x[:, columns] += step * p
             r = r - step * product

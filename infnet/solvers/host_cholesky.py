@@ -38,6 +38,15 @@ def factor_in_place(a: Matrix, shift: Matrix, block: int, advance: Any) -> None:
         advance(stop - start)
 
 
+def restore(a: Matrix, diagonal: Matrix, block: int) -> None:
+    """Write the kernel over what `factor_in_place` wrote: what is above the diagonal, and the `diagonal`."""
+    for start in range(0, len(a), block):
+        here = slice(start, min(start + block, len(a)))
+        a[here, :start] = a[:start, here].T
+        a[here, here] = np.triu(a[here, here], 1) + np.triu(a[here, here], 1).T
+    a[np.diag_indices_from(a)] = diagonal
+
+
 def substitute(a: Matrix, v: Matrix) -> Matrix:
     """L⁻ᵀ L⁻¹ v, with L in the lower triangle of `a`; in the precision of `a`."""
     for transposed in (1, 0):  # seen by columns, `a` holds Lᵀ above its diagonal

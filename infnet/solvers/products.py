@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -20,6 +19,7 @@ Matrix = np.ndarray[Any, np.dtype[Any]]
 Strips = Iterator[tuple[int, Matrix]]
 
 TILE_ROWS = 64
+SMALL = 1000
 
 
 def rows_times(strips: Strips, v: Matrix) -> Matrix:
@@ -29,7 +29,7 @@ def rows_times(strips: Strips, v: Matrix) -> Matrix:
     def tile(first: int, rows: Matrix, _: int) -> None:
         result[first : first + len(rows)] = rows.astype(np.float64) @ v
 
-    _in_tiles(strips, tile)
+    _in_tiles(len(v), strips, tile)
     return result
 
 
@@ -42,7 +42,7 @@ def both_products(strips: Strips, v: Matrix) -> tuple[Matrix, Matrix]:
         by_rows[here] = wide @ v
         by_columns[thread] += wide.T @ v[here]
 
-    _in_tiles(strips, tile)
+    _in_tiles(len(v), strips, tile)
     return by_rows, by_columns.sum(0)
 
 
@@ -58,38 +58,37 @@ def symmetric_product(strips: Strips, diagonal: Matrix, v: Matrix) -> Matrix:
         result[first:last] += behind @ v[last:]
         result[last:] += behind.T @ v[first:last]
 
-    _in_tiles(strips, tile)
+    _in_tiles(len(v), strips, tile)
     return results.sum(0) + diagonal[:, None] * v
 
 
-def _in_tiles(strips: Strips, tile: Callable[[int, Matrix, int], None]) -> None:
+def _in_tiles(n: int, strips: Strips, tile: Callable[[int, Matrix, int], None]) -> None:
     """Call `tile` with the number of the first row, the rows, and that of the thread."""
+    count = _threads(n)
 
-    def own(thread: int, first: int, rows: Matrix, count: int) -> None:
+    def own(thread: int, first: int, rows: Matrix) -> None:
         for k in range(thread * TILE_ROWS, len(rows), count * TILE_ROWS):
             tile(first + k, rows[k : k + TILE_ROWS], thread)
 
-    with _threads() as (pool, count):
+    if count == 1:
         for first, rows in strips:
-            for done in [pool.submit(own, thread, first, rows, count) for thread in range(count)]:
+            own(0, first, rows)
+        return
+    with _controller().limit(limits=1, user_api="blas"), ThreadPoolExecutor(count) as pool:
+        for first, rows in strips:
+            for done in [pool.submit(own, thread, first, rows) for thread in range(count)]:
                 done.result()
 
 
 def _one_for_each_thread(v: Matrix) -> Matrix:
-    controller = _controller()
-    return np.zeros((_size(controller), *v.shape))
+    return np.zeros((_threads(len(v)), *v.shape))
 
 
-@contextmanager
-def _threads() -> Iterator[tuple[ThreadPoolExecutor, int]]:
-    controller = _controller()
-    count = _size(controller)
-    with ThreadPoolExecutor(count) as pool:
-        if controller is None:
-            yield pool, count
-            return
-        with controller.limit(limits=1, user_api="blas"):
-            yield pool, count
+def _threads(n: int) -> int:
+    """As many as BLAS has; one for a matrix that is multiplied with in less time than it takes to start them."""
+    if n <= SMALL or _controller() is None:
+        return 1
+    return max([library["num_threads"] for library in _controller().select(user_api="blas").info()], default=1)
 
 
 @cache
@@ -100,9 +99,3 @@ def _controller() -> Any:
     except ImportError:
         return None
     return ThreadpoolController()
-
-
-def _size(controller: Any) -> int:
-    """The number of threads that BLAS has."""
-    found = [] if controller is None else controller.select(user_api="blas").info()
-    return max([library["num_threads"] for library in found], default=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -10,13 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infnet.errors import InputError
+from infnet.errors import InputError, NumericalError
 from infnet.solvers import host_cholesky, sharded_cholesky
 from infnet.solvers.conjugate_gradients import Prepared, Solution, tolerance, variances
 from infnet.solvers.low_rank import APPROXIMATIONS, LowRank
 from infnet.solvers.operators import Operator, Sharded, Stored, load, operator
 from infnet.solvers.products import Matrix
 from infnet.solvers.progress import bar
+
+LADDER = (1, 10, 100, 1000)
 
 
 class Solver(Protocol):
@@ -116,7 +119,8 @@ class Cholesky:
     def prepare(self, kernel: Any, noise: Any = 0.0) -> Prepared:
         """Factor `kernel + noise`.
 
-        What is factored has at least √n roundings of the kernel added to its diagonal; what is solved has not.
+        What is factored has at least √n roundings of the kernel added to its diagonal, or as many times 10, 100 or
+        1000 as it takes; what is solved has not.
 
         Args:
           kernel: (n, n): whatever `infnet.solvers.operator` takes. One that is not in memory is read into memory.
@@ -133,25 +137,44 @@ class Cholesky:
         n = matrix.shape[0]
         added, tol = variances(noise, n, positive=False), tolerance(self.tol, matrix.dtype)
         diagonal = matrix.diagonal()
-        shift = np.maximum(added, n**0.5 * float(jnp.finfo(matrix.dtype).eps) * diagonal.mean())
+        rounding = n**0.5 * float(jnp.finfo(matrix.dtype).eps) * diagonal.mean()
+        shifts = [np.maximum(added, rung * rounding) for rung in LADDER]
         if isinstance(matrix, Sharded):
-            remaining, precondition = self._on_devices(matrix, diagonal, shift)
+            remaining, precondition = self._on_devices(matrix, diagonal, shifts)
         else:
-            remaining, precondition = self._on_host(matrix, diagonal, shift)
+            remaining, precondition = self._on_host(matrix, diagonal, shifts)
         limits = tol, self.max_iterations, self.progress, self.require_convergence
         return Prepared(remaining, added, precondition, n, *limits)
 
-    def _on_host(self, matrix: Operator, diagonal: Matrix, shift: Matrix) -> tuple[Operator, Any]:
+    def _on_host(self, matrix: Operator, diagonal: Matrix, shifts: list[Matrix]) -> tuple[Operator, Any]:
         given = matrix.array if isinstance(matrix, Stored) else None
         a = host_cholesky.writable(given) if self.overwrite else load(matrix)
-        with bar(self.progress, "Cholesky", len(a), "column") as shown:
-            host_cholesky.factor_in_place(a, shift, self.block, shown.update)
+
+        def attempt(shift: Matrix) -> None:
+            with bar(self.progress, "Cholesky", len(a), "column") as shown:
+                host_cholesky.factor_in_place(a, shift, self.block, shown.update)
+
+        _first_that_works(attempt, shifts, lambda: host_cholesky.restore(a, diagonal, self.block))
         return Stored(a, diagonal=diagonal), partial(host_cholesky.substitute, a)
 
-    def _on_devices(self, matrix: Sharded, diagonal: Matrix, shift: Matrix) -> tuple[Operator, Any]:
+    def _on_devices(self, matrix: Sharded, diagonal: Matrix, shifts: list[Matrix]) -> tuple[Operator, Any]:
         array = matrix.array if matrix.dtype in (np.float32, np.float64) else matrix.array.astype(np.float32)
-        a = sharded_cholesky.factor(array, shift, self.block, self.overwrite)
+
+        def attempt(shift: Matrix) -> jax.Array:
+            return sharded_cholesky.factor(array, shift, self.block, self.overwrite)
+
+        # What was overwritten is not there for a second attempt.
+        a = _first_that_works(attempt, shifts[:1] if self.overwrite else shifts, lambda: None)
         return Sharded(a, diagonal), partial(sharded_cholesky.substitute, a, block=self.block)
+
+
+def _first_that_works(attempt: Callable[[Matrix], Any], shifts: list[Matrix], restore: Callable[[], None]) -> Any:
+    for shift in shifts[:-1]:
+        try:
+            return attempt(shift)
+        except NumericalError:
+            restore()
+    return attempt(shifts[-1])
 
 
 def require_iterations(limit: Any) -> None:

@@ -158,9 +158,7 @@ class Diagonal:
         return jnp.einsum("nn...->n...", self.kernel_fn(x, None, get))
 
 
-@pytest.mark.parametrize(
-    ("axes", "options"), [((), {}), ((2, 3), {"trace_axes": (), "diagonal_axes": 2})]
-)
+@pytest.mark.parametrize(("axes", "options"), [((), {}), ((2, 3), {"trace_axes": (), "diagonal_axes": 2})])
 def test_variances_alone(axes, options):
     blocks, y = problem(axes=axes)
     if "diagonal_axes" in options:
