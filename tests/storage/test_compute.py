@@ -29,7 +29,6 @@ PARAMS = {"in": np.float32(RNG.standard_normal((4, 6))), "out": np.float32(RNG.s
 TWO = np.array(2.0, np.float32)
 OPTIONS = {"progress": False, "batch_size": 3}
 
-pytestmark = pytest.mark.usefixtures("unoptimised")
 assert tqdm  # is needed too
 
 
