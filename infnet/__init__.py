@@ -3,6 +3,7 @@
 from infnet import errors as errors
 from infnet import functional as functional
 from infnet import predict as predict
+from infnet import solvers as solvers
 from infnet import stax as stax
 from infnet._jax import register_exclusion as exclude_from_source_lines
 from infnet.api import KernelFn as KernelFn

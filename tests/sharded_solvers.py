@@ -82,7 +82,7 @@ def predictions():
     y, cross = np.sin(np.arange(N, dtype=np.float32))[:, None], kernel[:5]
     wanted = predict.gp_inference(kernel, y, noise=0.1)("nngp", cross).mean
     placed = place(kernel, (4, 2), ("r", "c"))
-    chosen = solvers.Cholesky(block=64), solvers.ConjugateGradients(rank=40)
+    chosen = solvers.Cholesky(block=50), solvers.ConjugateGradients(rank=40)
     found = [predict.gp_inference(placed, y, noise=0.1, solver=s)("nngp", cross).mean for s in chosen]
     return max(float(jnp.abs(mean - wanted).max()) for mean in found)
 
@@ -93,7 +93,7 @@ def refusals():
     indefinite = place(kernel - 2 * np.eye(N, dtype=np.float32), (4, 2), ("r", "c"))
     positions = jax.sharding.SingleDeviceSharding(jax.devices()[1])
     return {
-        "indefinite": message(lambda: solvers.solve(indefinite, b, NOISE, solvers.Cholesky())),
+        "indefinite": message(lambda: solvers.solve(indefinite, b, NOISE, solvers.Cholesky(block=50))),
         "no mesh": message(lambda: Layout.of(jax.device_put(kernel, positions), 16)),
     }
 

@@ -19,7 +19,7 @@ from infnet.solvers.products import Matrix
 
 
 def factor_in_place(a: Matrix, shift: Matrix, block: int, advance: Any) -> None:
-    """Write L of `a + diag(shift)` over the lower triangle of `a`, (n, n); needs memory for 3 blocks.
+    """Write L of `a + diag(shift)` over the lower triangle of `a`, (n, n); needs memory for a panel, n × block.
 
     Raises:
       NumericalError: the matrix is not positive definite; `a` is then factored in part.
@@ -32,9 +32,9 @@ def factor_in_place(a: Matrix, shift: Matrix, block: int, advance: Any) -> None:
         corner[np.diag_indices_from(corner)] += shift[start:stop].astype(a.dtype)
         corner = _factor(corner, start)
         np.copyto(pivot, corner, where=np.tri(stop - start, dtype=bool))
-        for i in range(stop, n, block):
-            here = slice(i, min(i + block, n))
-            a[here, start:stop] = _divide(a[here, start:stop] - a[here, :start] @ done.T, corner)
+        left = a[stop:, :start] @ done.T  # one large product: BLAS's threads wait for each other after each
+        np.subtract(a[stop:, start:stop], left, out=left)
+        a[stop:, start:stop] = _divide(left, corner)
         advance(stop - start)
 
 

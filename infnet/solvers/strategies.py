@@ -109,7 +109,7 @@ class Cholesky:
       require_convergence: whether it is an error if `tol` is not reached.
     """
 
-    block: int = 512
+    block: int = 1024
     tol: float | None = None
     overwrite: bool = False
     max_iterations: int = 1000
