@@ -3,7 +3,7 @@
     python benchmarks/random_features.py [n]
 
 For dense networks of three hidden layers on 100 numbers: the error of K_ij over sqrt(K_ii K_jj) (root mean square over
-n examples, 1000, and mean over 3 draws); the same times the root of the number of features, which should not change from
+n examples, 1000, and mean over 3 draws); this times the root of the number of features, which should not change from
 row to row; the time to compute the features of an example; that of a row of the exact kernel with a million examples
 (n^2 entries are timed), both in this run; and their ratio. Solving with m features takes n m^2 operations more.
 """
