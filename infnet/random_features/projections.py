@@ -60,7 +60,8 @@ def gaussian_projection(numbers: GaussianNumbers, x: jax.Array, m: int) -> jax.A
     signs, order, normal = numbers
     blocks, size = signs.shape
     y = hadamard_transform(_padded(x, size)[:, None, :] * jnp.asarray(signs, x.dtype)) / math.sqrt(size)
-    y = jnp.take_along_axis(y, jnp.asarray(order)[None], axis=2)
+    columns = jnp.asarray(order) + size * jnp.arange(blocks)[:, None]
+    y = jnp.take(y.reshape(len(x), blocks * size), columns.reshape(-1), axis=1, mode="clip").reshape(y.shape)
     return hadamard_transform(y * jnp.asarray(normal, x.dtype)).reshape(len(x), blocks * size)[:, :m]
 
 
