@@ -70,6 +70,7 @@ def test_the_models_import_only_flax(name):
     assert [ast.unparse(node) for node in imports] == ["import flax.linen as nn"]
 
 
+@pytest.mark.optimised  # what it runs takes longer than what it compiles
 def test_an_existing_flax_model_is_annotated(tmp_path):
     module, results, picture = run("annotate_existing_flax_model", tmp_path)
     assert results.accuracy.keys() == module.TRAINED.keys()
