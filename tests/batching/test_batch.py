@@ -21,8 +21,6 @@ RNG = np.random.RandomState(0)
 X1, X2 = RNG.randn(11, 3), RNG.randn(5, 3)
 IMAGES = RNG.randn(7, 4, 3, 2)
 
-pytestmark = pytest.mark.usefixtures("unoptimised")
-
 
 @pytest.fixture(autouse=True)
 def float64():
