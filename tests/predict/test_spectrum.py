@@ -14,7 +14,6 @@ from infnet import predict
 from infnet.errors import InputError
 from infnet.predict import filters
 
-pytestmark = pytest.mark.usefixtures("unoptimised")
 N = 6
 
 
