@@ -91,6 +91,17 @@ def test_the_kernel_is_that_of_the_function(name, tmp_path):
         assert found.symmetric == expected.symmetric
 
 
+@pytest.mark.parametrize("dtype", ["complex64", "bfloat16", "float16", "int32", "bool"])
+def test_every_dtype_is_stored(tmp_path, dtype):
+    def cast(x1, x2):
+        return (x1 @ (x1 if x2 is None else x2).T).astype(dtype)
+
+    found = infnet.compute(cast, X1, store=tmp_path, **OPTIONS)
+    assert found.dtype == jnp.dtype(dtype)
+    np.testing.assert_allclose(np.asarray(found, "complex64"), np.asarray(cast(X1, None), "complex64"), rtol=1e-2)
+    assert infnet.status(tmp_path, verify=True).damaged == []
+
+
 def test_a_finished_store_computes_no_tile(tmp_path, monkeypatch):
     first = infnet.compute(KERNEL_FN, X1, store=tmp_path, **OPTIONS)
     monkeypatch.setattr(Tiles, "__call__", None)
