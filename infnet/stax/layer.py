@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,6 +105,11 @@ class LayerKernel:
         """The kernels in blocks of examples; see `infnet.batch`. Arguments and errors are those of a call."""
         one, two = _arguments(x1, x2, pattern)
         return self._made(one, mask_constant, options).blocks(one, two, get)
+
+    def anew(self) -> LayerKernel:
+        """The same kernels, by kernel functions that nothing was computed with before; see `KernelFn.anew`."""
+        init_fn, apply_fn = self._functions
+        return LayerKernel(partial(init_fn), apply_fn)  # which is equal to no function that is remembered
 
     def at(self, x: PyTree, *, pattern: Any = None, mask_constant: float | None = None, **options: Any) -> KernelFn:
         """The `infnet.KernelFn` for inputs of the shape of x, which has `explain`, `diag` and `hyperparameters`.

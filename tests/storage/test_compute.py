@@ -18,6 +18,7 @@ import tensorstore
 import tqdm
 
 import infnet
+from infnet import stax
 from infnet.batching.tiles import Tiles
 from infnet.errors import InputError
 from infnet.storage.fingerprint import program_hash
@@ -223,6 +224,7 @@ ELSEWHERE = """
 import sys
 import jax, jax.numpy as jnp, numpy as np
 import infnet
+from infnet import stax
 from infnet.storage.fingerprint import program_hash
 prior = lambda *shape: infnet.Prior(0.0, 0.7, shape=shape, dtype=jnp.float32)
 x = jax.ShapeDtypeStruct((6, 4), jnp.float32)
@@ -294,6 +296,19 @@ def test_a_series_does_not_depend_on_what_was_computed_before():
     k.blocks(0.5 * X1, None, "nngp")  # needs more terms
     assert fingerprint() == before
     assert program_hash(k, 0.1 * X1, None, ("nngp",), {}) != before
+
+
+def test_a_series_of_a_stax_network_does_not_either():
+    _, _, k = stax.serial(stax.Dense(8), stax.Elementwise(jnp.tanh), stax.Dense(1))
+
+    def fingerprint():
+        fresh = k.anew()
+        fresh.blocks(0.1 * X1, None, "nngp")
+        return program_hash(fresh, 0.1 * X1, None, (), {"get": "nngp"})
+
+    before = fingerprint()
+    k(0.5 * X1, None, "nngp")  # needs more terms
+    assert fingerprint() == before
 
 
 @pytest.fixture(scope="module")
