@@ -31,8 +31,8 @@ class Images(nn.Module):
 
 MODELS = {
     "dense": (Dense(), (3000, 20)),
-    "flatten": (Images(False), (3000, 8, 8, 3)),
-    "pool": (Images(True), (600, 8, 8, 3)),
+    "flatten": (Images(False), (2000, 8, 8, 3)),
+    "pool": (Images(True), (300, 8, 8, 3)),
 }
 
 
