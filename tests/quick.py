@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.extend.random import define_prng_impl
+from xla_flags import code_generation
 
-# XLA reads these flags before every compilation. Each is set explicitly, because one that is left out stays as it was.
+# XLA reads these flags before every compilation.
 _FLAGS = f"{os.environ.get('XLA_FLAGS', '')} --xla_flags_reset=true"
-_AS_USERS = f"{_FLAGS} --xla_cpu_use_fusion_emitters=true --xla_cpu_parallel_codegen_split_count=32"
-_QUICKLY = f"{_FLAGS} --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+_AS_USERS, _QUICKLY = (_FLAGS + code_generation(quick=quick) for quick in (False, True))
 os.environ["XLA_FLAGS"] = _AS_USERS
 # Where an instruction of a compiled program comes from, which takes time to write down, no test reads.
 jax.config.update("jax_traceback_in_locations_limit", 0)

@@ -7,11 +7,10 @@ import re
 import sys
 from pathlib import Path
 
+from xla_flags import code_generation
+
 # How an array is split is decided before code is generated: that may be done in the quickest way (quick.py).
-os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=8"
-    " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-)
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8" + code_generation(quick=True)
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 import jax

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from xla_flags import HAS_FUSION_EMITTERS
 
 pytestmark = pytest.mark.optimised
 
@@ -83,8 +84,8 @@ def transformed(name):
         }
 
     # Few numbers go through large programs here: compiling well would take longer than running badly.
-    options = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-    return jax.jit(function, compiler_options=options)
+    emitters = {"xla_cpu_use_fusion_emitters": False} if HAS_FUSION_EMITTERS else {}
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0, **emitters})
 
 
 def triples(seed=0, largest=TABLE.Q_MAX):
