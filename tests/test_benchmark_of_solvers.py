@@ -37,4 +37,5 @@ def test_times(benchmark, capsys, tmp_path):
 def test_memory(benchmark, capsys, method):
     benchmark.main(["memory", method, "--n", "120", "--classes", "2"])
     residual = re.search(r"residual (\S+)", capsys.readouterr().out)
-    assert residual and float(residual.group(1)) <= 1e-6
+    assert residual
+    assert float(residual.group(1)) <= 1e-6
