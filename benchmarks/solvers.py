@@ -110,7 +110,7 @@ def run_times(n: int, classes: int, ranks: list[int], plot: str | None) -> list[
         solution = timed("iterations", lambda prepared=prepared: prepared.solve(b))
         iterations.append(solution.info.iterations)
         print(f"  {iterations[-1]} iterations, residual {residual(kernel, noise, b, solution.x):.1e}", flush=True)
-    print("Cholesky, by blocks in place")
+    print("Cholesky in place")
     solver = solvers.Cholesky(overwrite=True, tol=1e-6)
     prepared = timed("factorisation", lambda: solver.prepare(matrix, noise))
     solution = timed("correction", lambda: prepared.solve(b))

@@ -80,27 +80,25 @@ def predictions():
     """A posterior from a kernel on a mesh, against the dense one."""
     kernel, _ = problem()
     y, cross = np.sin(np.arange(N, dtype=np.float32))[:, None], kernel[:5]
-    wanted = predict.gp_inference(kernel, y, noise=0.1)("nngp", cross).mean
+    wanted = cross @ np.linalg.solve(kernel.astype(np.float64) + 0.1 * np.eye(N), y)
     placed = place(kernel, (4, 2), ("r", "c"))
     chosen = solvers.Cholesky(block=50), solvers.ConjugateGradients(rank=40)
     found = [predict.gp_inference(placed, y, noise=0.1, solver=s)("nngp", cross).mean for s in chosen]
-    return max(float(jnp.abs(mean - wanted).max()) for mean in found)
+    return max(float(np.abs(mean - wanted).max()) for mean in found)
 
 
 def refusals():
     """What is said of matrices that have no factor, or are not on a mesh."""
-    kernel, b = problem()
+    kernel, _ = problem()
     indefinite = place(kernel - 2 * np.eye(N, dtype=np.float32), (4, 2), ("r", "c"))
     positions = jax.sharding.SingleDeviceSharding(jax.devices()[1])
     return {
-        "indefinite": message(lambda: solvers.solve(indefinite, b, NOISE, solvers.Cholesky(block=50))),
+        "indefinite": message(lambda: sharded_cholesky.factor(indefinite, np.full(N, NOISE), 50, False)),
         "no mesh": message(lambda: Layout.of(jax.device_put(kernel, positions), 16)),
     }
 
 
-print(
-    json.dumps(
-        {name: report(*case) for name, case in CASES.items()}
-        | {"memory": memory(), "predictions": predictions(), "refusals": refusals()}
-    )
-)
+found = {"memory": memory()}  # of the optimised programs; the others need not be
+jax.config.update("jax_disable_most_optimizations", True)
+found |= {name: report(*case) for name, case in CASES.items()}
+print(json.dumps(found | {"predictions": predictions(), "refusals": refusals()}))

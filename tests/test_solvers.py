@@ -21,7 +21,7 @@ SOLVERS = {
     "rpcholesky": solvers.ConjugateGradients(rank=40),
     "nystrom": solvers.ConjugateGradients(rank=40, preconditioner="nystrom"),
     "none": solvers.ConjugateGradients(rank=0),
-    "cholesky": solvers.Cholesky(block=64),
+    "cholesky": solvers.Cholesky(),
 }
 
 
@@ -255,21 +255,22 @@ def test_a_kernel_of_low_rank_needs_no_more_columns():
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
-@pytest.mark.parametrize("block", [1, 64, 200, 999])
-def test_cholesky_in_place(matrices, order, block):
-    kernel = matrices["float64"]
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_cholesky_in_place(matrices, order, dtype):
+    kernel = matrices[dtype]
     a = np.array(kernel, order=order)
-    solver = solvers.Cholesky(block=block, overwrite=True)
-    solver.prepare(a, NOISE)
+    solvers.Cholesky(overwrite=True).prepare(a, NOISE)
     lower, above = (np.tril(a), np.triu(a, 1)) if order == "C" else (np.tril(a.T), np.triu(a.T, 1))
-    np.testing.assert_allclose(lower, np.linalg.cholesky(kernel + NOISE * np.eye(N)), rtol=1e-8, atol=1e-10)
+    wanted = np.linalg.cholesky(kernel + NOISE * np.eye(N))
+    close = {"float64": 1e-10, "float32": 1e-4}[dtype]
+    np.testing.assert_allclose(lower, wanted, rtol=100 * close, atol=close)
     assert np.array_equal(above, np.triu(kernel, 1))
 
 
 def test_a_memory_map_is_factored_in_its_file(matrices, b, tmp_path):
     np.save(tmp_path / "kernel.npy", matrices["float32"])
     mapped = np.load(tmp_path / "kernel.npy", mmap_mode="r+")
-    x = solvers.solve(mapped, b, NOISE, solvers.Cholesky(block=48, overwrite=True)).x
+    x = solvers.solve(mapped, b, NOISE, solvers.Cholesky(overwrite=True)).x
     assert (true_residual(matrices["float32"], NOISE, b, x) < 1e-6).all()
     assert not np.array_equal(np.load(tmp_path / "kernel.npy"), matrices["float32"])
 
@@ -353,6 +354,7 @@ def test_arguments_of_cholesky():
         np.eye(3, dtype=np.float16),
         np.broadcast_to(np.eye(3), (3, 3)),
         np.eye(6)[::2, ::2],
+        np.frombuffer(bytearray(4 + 9 * 8), np.float64, 9, offset=4).reshape(3, 3),  # not aligned
     ):
         with pytest.raises(InputError, match="in place"):
             solvers.Cholesky(overwrite=True).prepare(array)

@@ -92,7 +92,7 @@ class ConjugateGradients:
 
 @dataclass(frozen=True)
 class Cholesky:
-    """A Cholesky factorisation by blocks, in the precision of the kernel, and conjugate gradients to correct it.
+    """A Cholesky factorisation, in the precision of the kernel, and conjugate gradients to correct it.
 
     It needs memory for one matrix: L is written over the lower triangle, the kernel stays above the diagonal, and a few
     iterations with both, in float64, give a solution of the true system. (A float32 factor alone has no digits left at
@@ -100,12 +100,12 @@ class Cholesky:
     device keeps its own part and factors it together with the others.
 
     Attributes:
-      block: the number of columns that are factored at a time.
+      block: the number of columns that are factored at a time, of a kernel on a mesh. (LAPACK chooses its own.)
       tol: as in `ConjugateGradients`.
       overwrite: whether to factor the given array, a NumPy array, a memory map or a `jax.Array` on a mesh, where it is,
         without a copy of it: it does not hold the kernel any longer afterwards.
       max_iterations: of the correction.
-      progress: whether to show progress bars, with tqdm.
+      progress: whether to show progress bars, with tqdm. (LAPACK's factorisation is one step of one.)
       require_convergence: whether it is an error if `tol` is not reached.
     """
 
@@ -151,10 +151,11 @@ class Cholesky:
         a = host_cholesky.writable(given) if self.overwrite else load(matrix)
 
         def attempt(shift: Matrix) -> None:
-            with bar(self.progress, "Cholesky", len(a), "column") as shown:
-                host_cholesky.factor_in_place(a, shift, self.block, shown.update)
+            with bar(self.progress, "Cholesky", 1, "matrix") as shown:
+                host_cholesky.factor_in_place(a, diagonal + shift)
+                shown.update(1)
 
-        _first_that_works(attempt, shifts, lambda: host_cholesky.restore(a, diagonal, self.block))
+        _first_that_works(attempt, shifts, lambda: host_cholesky.restore(a))
         return Stored(a, diagonal=diagonal), partial(host_cholesky.substitute, a)
 
     def _on_devices(self, matrix: Sharded, diagonal: Matrix, shifts: list[Matrix]) -> tuple[Operator, Any]:
