@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from copy import copy
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,8 @@ Array = jax.Array
 # In units of the number of random features of one activation: those of a product of kernels, which are noisier, and
 # how many numbers of an input are kept as they are.
 MIXED, KNOWN = 2, 4
+# With fewer random features of one activation, maps are compressed instead.
+FEWEST = 4
 
 
 def random_features(
@@ -161,15 +164,16 @@ class RandomFeatures:
 def sizes(found: Structure, n_features: int) -> Sizes:
     """How many random features of each kind there may be, for `n_features` in all."""
 
-    def of(unit: int) -> Sizes:
-        return Sizes(unit, MIXED * unit, KNOWN * unit, n_features)
+    def of(unit: int, limit: int = n_features) -> Sizes:
+        return Sizes(unit, MIXED * unit, KNOWN * unit, limit)
 
     def total(unit: int) -> int:
-        walk = found.walk(None, of(unit))
+        # Without any compression, after which more random features would cost time and noise, but no columns.
+        walk = found.walk(None, of(unit, sys.maxsize))
         return walk.columns(walk.output)
 
-    if total(1) > n_features:
-        return of(max(1, n_features // 8))  # and the output is compressed
+    if total(FEWEST) > n_features:
+        return of(max(1, n_features // 8))  # and maps are compressed
     low, high = 1, n_features + 1
     while high - low > 1:
         middle = (low + high) // 2
