@@ -84,7 +84,7 @@ def error(features, exact):
 
 
 # The relative error, in Frobenius norm, of N features is at most this over sqrt(N).
-MULTIPLE = {"nngp": 2.0, "ntk": 4.0}
+MULTIPLE = {"nngp": 0.8, "ntk": 2.0}
 
 
 @pytest.mark.parametrize("get", ["nngp", "ntk"])
