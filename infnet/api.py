@@ -189,7 +189,9 @@ class KernelFn:
         return footprint_of(function, self._weights, inputs1, inputs1 if x2 is None else inputs2)
 
     def _fits(self, kind: InputKind, names: Sequence[str], x1: Sequence[Any], x2: Sequence[Any]) -> bool:
-        """Whether there is memory for these kernels."""
+        """Whether there is memory for these kernels; while they are traced, tiles belong to a loop outside."""
+        if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((self._weights, *x1, *x2))):
+            return True
         size = self._runner.computation(kind).bytes_of_pair(names) * len(x1[0]) * len(x2[0])
         return size <= SMALL or COPIES * size <= available_bytes(jax.local_devices()[0])
 

@@ -96,7 +96,8 @@ class BatchedKernelFn:
 
         While it is traced, by `jax.jit` or `jax.grad`, it is that function itself: tiles belong to a loop outside.
         """
-        if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((x1, x2, args, kwargs))):
+        hyperparameters = getattr(self.kernel_fn, "weights", ())
+        if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((hyperparameters, x1, x2, args, kwargs))):
             return self.kernel_fn(x1, x2, *args, **kwargs)
         blocks = blocks_of(self.kernel_fn, x1, x2, *args, **kwargs)
         shapes, notes = blocks.shapes()

@@ -217,6 +217,8 @@ def test_a_call_beyond_the_memory_is_computed_in_tiles(kernel_fn, monkeypatch):
     monkeypatch.setattr(infnet.api, "SMALL", 0)
     monkeypatch.setattr(infnet.api, "available_bytes", lambda device: 1000)
     assert_same(kernel_fn(X1), wanted)
+    assert_same(jax.jit(kernel_fn)(X1), wanted)
+    assert_same(jax.jit(lambda x: kernel_fn(x, batch_size=4))(X1), wanted)
     assert not isinstance(kernel_fn(X1[:1], None, "ntk"), np.ndarray)  # this one fits
 
 
@@ -226,6 +228,13 @@ def test_it_is_the_kernel_function_itself_while_it_is_traced(kernel_fn):
     derivative = jax.grad(lambda x: batched(x, None, "ntk").sum())(X2)
     assert_same(derivative, jax.grad(lambda x: kernel_fn(x, None, "ntk").sum())(X2))
     assert_same(batched.diag(X1), kernel_fn.diag(X1))
+
+    def trace_of(function, scale):
+        h = jax.tree.map(lambda std: scale * jnp.asarray(std), kernel_fn.hyperparameters)
+        return jnp.trace(function(kernel_fn.with_hyperparameters(h))(X2, None, "ntk"))
+
+    slopes = [jax.grad(trace_of, 1)(f, 1.0) for f in (lambda k: infnet.batch(k, 2), lambda k: k)]
+    assert_same(slopes[0], slopes[1])
     assert batched.law == kernel_fn.law
 
 
