@@ -24,8 +24,8 @@ from infnet.tiling import even
 PyTree = Any
 BatchSize = int | tuple[int, int] | str
 TILE_OPTIONS = ("batch_size", "device_count", "store_on_device", "mesh")
-# Bytes of a tile on one device: large enough that starting its program takes no time, and small beside any memory.
-TILE_BYTES = 2**26
+# Bytes of a tile on one device: the fastest that `benchmarks/large.py` was run with, and small beside any memory.
+TILE_BYTES = 2**24
 # The shares of the free memory of a device that a result may take, and what is needed to compute a tile.
 RESULT_SHARE, TILE_SHARE = 0.5, 0.25
 
