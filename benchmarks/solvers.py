@@ -149,7 +149,10 @@ def draw(n: int, ranks: list[int], iterations: list[int], path: str) -> None:
     axes.plot(ranks, iterations, "o-")
     for rank, count in zip(ranks, iterations, strict=True):
         axes.annotate(str(count), (rank, count), textcoords="offset points", xytext=(6, 6))
-    axes.set(xlabel="rank of the preconditioner", ylabel="iterations to a residual of 1e-6", ylim=(0, None))
+    axes.set(
+        xlabel="rank of the preconditioner", ylabel="iterations to a residual of 1e-6", ylim=(0, 1.15 * max(iterations))
+    )
+    axes.margins(x=0.08)
     axes.set_title(f"NTK of {n:,} digits, noise 1e-4 of the mean diagonal")
     axes.grid(alpha=0.3, which="both")
     figure.savefig(path, dpi=150)
