@@ -84,13 +84,8 @@ def assemble(tiles: Tiles, result: Result, notes: PyTree) -> PyTree:
         result.put(tile, matrices)
         if grid.mirrored and not tile.own:
             assert blocks.mirror is not None
-            result.put(tile.mirrored, _mirrored(blocks, matrices))
+            result.put(tile.mirrored, blocks.mirror(matrices))
     return blocks.finish(result.matrices, jax.tree.map(jnp.asarray, largest))
-
-
-def _mirrored(blocks: Blocks, matrices: PyTree) -> PyTree:
-    assert blocks.mirror is not None
-    return blocks.mirror(matrices)
 
 
 def _computed(tiles: Tiles) -> Iterator[tuple[Tile, PyTree, PyTree]]:

@@ -17,6 +17,7 @@ from infnet.errors import InputError
 HERE = Path(__file__).parent
 
 
+# Other systems have no file that says how much memory a process had at most since some moment.
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak of memory from /proc")
 def test_the_peak_of_memory_is_as_estimated():
     environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1]), "JAX_ENABLE_X64": "0"}
