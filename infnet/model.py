@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from infnet.arguments import InputKind, Inputs
-from infnet.errors import InputError, UnsupportedError
+from infnet.errors import InputError
+from infnet.errors.programs import DRAWS_OF_DEFAULT_DTYPE
 from infnet.flatten import trace_at_batch_sizes
 from infnet.independence import bodies, one_example
 from infnet.priors import Prior, Unreadable, path_name
@@ -89,13 +90,7 @@ def _check_draws(trace: Trace) -> None:
         waiting.extend((inner, equation) for body in applied for inner in body.jaxpr.eqns)
         drawn = one.outvars if not applied and any(_is_key(v.aval) for v in one.invars) else ()
         if any(not _is_key(v.aval) and v.aval.dtype.itemsize == 8 for v in drawn):
-            raise UnsupportedError(
-                f"`{one.primitive.name}`: the model draws random numbers of the default dtype",
-                where=equation.where,
-                why='precision="highest" runs the model in float64, where the same key gives other numbers',
-                remedy="give the draw a dtype (`jax.random.normal(key, shape, jnp.float32)`), or draw before the model "
-                'is called; or use precision="default"',
-            )
+            raise DRAWS_OF_DEFAULT_DTYPE.at(equation.where, name=one.primitive.name)
 
 
 def _is_key(aval: Any) -> bool:

@@ -13,12 +13,15 @@ import infnet.rules.custom
 import infnet.rules.index_linear
 import infnet.rules.indexing
 import infnet.rules.matrix
+from infnet.errors import UnsupportedError
+from infnet.errors.features import EMPTY_RESULT
+from infnet.errors.parameters import PARAMETER_THROUGH_OPERATION
 from infnet.kernel import Law
 from infnet.program import Known, Noise, Program, ScaledParam
 from infnet.reader import READS, Reader
 from infnet.rules.channel_sums import read_known
 from infnet.rules.dropout import is_noise, read_dropout, read_noise
-from infnet.rules.elementwise import read_elementwise, refuse_param
+from infnet.rules.elementwise import read_elementwise
 from infnet.rules.moments import rule as rule
 from infnet.rules.outputs import read_outputs
 from infnet.rules.scores import scores_as_features, zero_scores
@@ -70,19 +73,14 @@ def _read(reader: Reader, equation: Equation) -> None:
     elif is_elementwise(equation.source):
         read_elementwise(reader, equation)
     elif ScaledParam in kinds:
-        refuse_param(reader, equation)
+        raise PARAMETER_THROUGH_OPERATION.of(equation)
     elif equation.primitive in READS:
         READS[equation.primitive](reader, equation)
     else:
-        reader.refuse_operation(equation)
+        raise reader.unknown_operation(equation)
 
 
 def _check_not_empty(reader: Reader, equation: Equation) -> None:
     random = any(not isinstance(reader.values[v], Known) for v in equation.inputs)
     if random and any(0 in reader.shape(v) for v in equation.outputs):
-        reader.refuse(
-            equation,
-            "a result without any position or channel",
-            "there is nothing that a kernel could be of",
-            "keep at least one of each axis",
-        )
+        raise EMPTY_RESULT.of(equation)

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from infnet.errors import MONTE_CARLO, UnsupportedError
+from infnet.errors.functions import CUSTOM_MEAN
 from infnet.layout import coincident, filled, inner, spread_left, spread_right
 from infnet.nodes import (
     Aggregation,
@@ -154,12 +154,7 @@ def mean_step(request: AskMean) -> Step:
     if type(u) in MEANS:
         return MEANS[type(u)](request, u)
     if isinstance(u, Custom) and not u.zero_mean:
-        raise UnsupportedError(
-            f"the mean of `{u.operation!r}`",
-            where=u.where,
-            why="it is multiplied by another, independent feature; the kernel rule says nothing of means",
-            remedy=MONTE_CARLO,
-        )
+        raise CUSTOM_MEAN.at(u.where, operation=u.operation)
 
     def evaluate(context: Any, results: Sequence[Any]) -> jax.Array:
         if isinstance(u, KnownNode):

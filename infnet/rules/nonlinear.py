@@ -12,7 +12,9 @@ import jax.numpy as jnp
 from infnet.activations import Activation, joint_kernel
 from infnet.activations.joint import Report
 from infnet.activations.protocol import Means
-from infnet.errors import MONTE_CARLO, NonGaussianError, UnsupportedError
+from infnet.errors import UnsupportedError
+from infnet.errors.functions import NON_GAUSSIAN_ARGUMENT, TWO_NONLINEARITIES, UNKNOWN_PAIR, UNLIKE_ARGUMENT
+from infnet.errors.parameters import NTK_OF_SCALE_BESIDE_LINEAR_BRANCH
 from infnet.layout import Layout, filled, spread_left, spread_right
 from infnet.nodes import (
     Aggregation,
@@ -29,7 +31,7 @@ from infnet.nodes import (
 )
 from infnet.plan import Ask, AskMean, Moments, Request, Step, ask, variance
 from infnet.primitives.stored import stored
-from infnet.rules.trained_scales import Direction, ScaleShares, derivative, refuse_ntk
+from infnet.rules.trained_scales import Direction, ScaleShares, derivative
 
 Spread = Callable[[Layout, jax.Array], jax.Array]
 
@@ -38,12 +40,7 @@ def nonlinear_step(request: Ask, u: Elementwise, v: Elementwise) -> Step:
     """E[phi(g) psi(h)] and E[phi'(g) psi'(h)] T_gh, for jointly Gaussian g and h."""
     activation, other = _checked(u), _checked(v)
     if joint_kernel(activation, other) is None:
-        raise UnsupportedError(
-            f"the joint moment of two different nonlinearities, {activation.name} and {other.name}",
-            where=v.where,
-            why="they act on dependent fields, and infnet knows no closed form for these two together",
-            remedy=f"use the same activation on both branches; or {MONTE_CARLO}",
-        )
+        raise TWO_NONLINEARITIES.at(v.where, one=activation.name, two=other.name)
     left, right = _Argument(u.operand, request.side[0]), _Argument(v.operand, request.side[1])
     shares = ScaleShares(request, u, v)
     needs = (
@@ -176,22 +173,11 @@ def _checked(node: Elementwise) -> Activation:
     operand = node.operand
     if not operand.gaussian:
         source = _not_gaussian(operand)
-        raise NonGaussianError(
-            f"a nonlinearity ({_name(node)}) of something that is not Gaussian at infinite width",
-            where=node.where,
-            why=f"its argument contains {_name(source)} ({source.where}), so its joint law has no closed form",
-            remedy=f"put a Dense or Conv layer between the two; or {MONTE_CARLO}",
-        )
+        raise NON_GAUSSIAN_ARGUMENT.at(node.where, function=_name(node), source=_name(source), place=source.where)
     if isinstance(node.activation, UnsupportedError):
         raise node.activation
     if not operand.uniform:
-        raise UnsupportedError(
-            f"a nonlinearity ({_name(node)}) of a feature whose channels are not alike",
-            where=node.where,
-            why="inputs, or constants that vary along the channels, were added or multiplied, so each channel has a "
-            "law of its own",
-            remedy=f"put a Dense or Conv layer between the two; or {MONTE_CARLO}",
-        )
+        raise UNLIKE_ARGUMENT.at(node.where, function=_name(node))
     return node.activation
 
 
@@ -226,15 +212,10 @@ def mixed_step(request: Ask) -> Step:
     u, v = request.u, request.v
     function, other = (u, v) if isinstance(u, Elementwise) else (v, u)
     if not isinstance(function, Elementwise) or isinstance(other, OneNode | KnownNode):
-        raise UnsupportedError(
-            f"the joint moment of {_name(u)} and {_name(v)}",
-            where=v.where,
-            why="infnet has no rule for this pair yet",
-            remedy=MONTE_CARLO,
-        )
+        raise UNKNOWN_PAIR.at(v.where, one=_name(u), two=_name(v))
     activation = _checked(function)
     if request.ntk and function.scales & other.scales:
-        refuse_ntk(function.where, "a trained scale reaches a nonlinearity and a linear branch beside it")
+        raise NTK_OF_SCALE_BESIDE_LINEAR_BRANCH.at(function.where)
     left = function is u
     pair = (function.operand, other) if left else (other, function.operand)
     argument = _Argument(function.operand, request.side[0 if left else 1])

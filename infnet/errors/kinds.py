@@ -1,8 +1,12 @@
-"""Every refusal says what happened, where, why, and what to do instead."""
+"""The classes of errors. Every refusal says what happened, where, why, and what to do instead."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from infnet.errors.refusal import Refusal
 
 
 @dataclass(frozen=True)
@@ -37,10 +41,15 @@ class StorageError(InfnetError, OSError):
 
 
 class UnsupportedError(InfnetError, NotImplementedError):
-    """The model contains an operation whose infinite-width kernel infnet does not know."""
+    """The model contains an operation whose infinite-width kernel infnet does not know.
 
-    def __init__(self, what: str, *, where: Where, why: str, remedy: str):
-        self.what, self.where, self.why, self.remedy = what, where, why, remedy
+    Attributes:
+        what, where, why, remedy: the four parts of the message.
+        refusal: the entry of the catalogue that it was made from.
+    """
+
+    def __init__(self, what: str, *, where: Where, why: str, remedy: str, refusal: Refusal):
+        self.what, self.where, self.why, self.remedy, self.refusal = what, where, why, remedy, refusal
         super().__init__(f"{what}\n  where:  {where}\n  why:    {why}\n  remedy: {remedy}")
 
 
@@ -50,9 +59,3 @@ class NonGaussianError(UnsupportedError):
 
 class BatchAxisError(UnsupportedError):
     """An operation makes one example's output depend on other examples, or on the batch size."""
-
-
-MONTE_CARLO = (
-    "the kernel can still be estimated by sampling finite networks: average "
-    "J(x1) @ J(x2).T with J = jax.jacobian(apply) over several init keys"
-)
