@@ -24,6 +24,7 @@ from infnet.linearize import linearize as linearize
 from infnet.linearize import taylor_expand as taylor_expand
 from infnet.monte_carlo import Estimate as Estimate
 from infnet.monte_carlo import monte_carlo_kernel_fn as monte_carlo_kernel_fn
+from infnet.points import Sampling as Sampling
 from infnet.priors import Prior as Prior
 from infnet.priors import infer_priors as infer_priors
 from infnet.priors import override_priors as override_priors

@@ -33,8 +33,10 @@ from infnet.execute import Given
 from infnet.explain import Explanation, explain
 from infnet.kernel import Kernel
 from infnet.model import Model
+from infnet.points import Sampling
 from infnet.priors import check_readable
 from infnet.running import Options, OwnTask, Runner, Task
+from infnet.sampling.replicates import without_errors
 from infnet.tiling import mirrored
 
 PyTree = Any
@@ -54,7 +56,7 @@ def kernel_fn(
     tol: float = 1e-6,
     q_max: float | None = None,
     batch_axis: int = 0,
-    on_unsupported: str = "raise",
+    on_unsupported: str | Sampling = "raise",
 ) -> KernelFn:
     """The kernel function of the infinite-width limit of a model.
 
@@ -79,7 +81,9 @@ def kernel_fn(
         q_max: the largest variance of the argument of such a function for which `tol` is to hold. By default that of
             the examples: the example inputs, or what the function is called with.
         batch_axis: the axis of the inputs that counts examples.
-        on_unsupported: reserved; only "raise" is accepted so far.
+        on_unsupported: "raise"; or "sample" to estimate moments without a closed form by quasi-Monte Carlo, where a
+            single channel is a function of Gaussian fields. Kernels are then `Estimate`s, with a standard error for
+            every entry, and cannot be differentiated. An `infnet.Sampling` says with how many points.
 
     Returns:
         The kernel function. It is traced now, and again for arguments of other dtypes.
@@ -92,14 +96,17 @@ def kernel_fn(
     """
     one_of("parameterization", parameterization, ("as_model", "ntk"))
     one_of("precision", precision, ("default", "highest"))
-    one_of("on_unsupported", on_unsupported, ("raise",))
+    if not isinstance(on_unsupported, Sampling):
+        one_of("on_unsupported", on_unsupported, ("raise", "sample"))
     check_readable(priors)
     model = Model(apply_fn, priors, Inputs(example_inputs, batch_axis), output, cross)
     rates = learning_rates(model.paths, model.tree, trainable, lr_scale)
     weights = Weights([p.mean for p in model.priors], [p.std for p in model.priors], rates)
-    options = Options(
-        parameterization, precision, positive("tol", tol), None if q_max is None else positive("q_max", q_max)
+    most = None if q_max is None else positive("q_max", q_max)
+    sampling = (
+        {"raise": None, "sample": Sampling()}.get(on_unsupported) if isinstance(on_unsupported, str) else on_unsupported
     )
+    options = Options(parameterization, precision, positive("tol", tol), most, sampling)
     return KernelFn(model, weights, options)
 
 
@@ -230,6 +237,10 @@ class KernelFn:
         return kernel
 
     def _composed(self, kernel: Kernel, get: Any, names: tuple[str, ...]) -> Any:
+        if kernel.standard_errors is not None:
+            raise InputError(
+                "the kernels of this Kernel are estimates, whose standard errors would be lost: sample both models as one"
+            )
         kind, moments = self._model.inputs.moments(kernel, self.parameterization)
         if BY_PARAM in names:
             raise InputError(f"{BY_PARAM!r} is that of inputs: a Kernel does not say how its NTK is made up")
@@ -294,9 +305,10 @@ class KernelFn:
         pairs, names = self._runner.computation(kind).program.outputs, names_of(None)
         rows = zip(*(values[n] for n in names), strict=True)
         own = {"error": values["error"], "parameterization": self.parameterization, "symmetric": symmetric}
+        found = [dict(zip(names, arrays, strict=True)) for arrays in rows]
         return [
-            Kernel(**dict(zip(names, arrays, strict=True)), **own, width=pair.one.width, law=pair.law)
-            for pair, arrays in zip(pairs, rows, strict=True)
+            Kernel(**without_errors(arrays), **own, width=pair.one.width, law=pair.law)
+            for pair, arrays in zip(pairs, found, strict=True)
         ]
 
     def _tree_of(self, kernels: Sequence[Any]) -> PyTree:

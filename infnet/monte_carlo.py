@@ -157,10 +157,11 @@ def _estimates(accumulate: Callable[..., Any], mean: PyTree, counts: Sequence[in
     squares = jax.tree.map(lambda x: x.real, mean)
     for start, count in zip([0, *counts], counts, strict=False):
         mean, squares = accumulate(start, count, (mean, squares))
-        yield jax.tree.map(partial(_estimate, count), mean, squares)
+        yield jax.tree.map(partial(estimate, count), mean, squares)
 
 
-def _estimate(count: int, mean: jax.Array, squares: jax.Array) -> Estimate:
+def estimate(count: int, mean: jax.Array, squares: jax.Array) -> Estimate:
+    """From the mean of `count` samples, and the sum of squared distances from it."""
     error = jnp.sqrt(squares / (count * (count - 1))) if count > 1 else jnp.full_like(squares, jnp.inf)
     return Estimate(mean, error, count)
 
@@ -169,15 +170,19 @@ def _accumulate(sample: Callable[..., PyTree], arguments: Any, start: Any, stop:
     """Add samples `start` ... `stop` - 1 to the mean of those before, and to the sum of squared distances from it."""
 
     def one_more(number: jax.Array, moments: Any) -> Any:
-        means, squares = moments
-        found = sample(number, *arguments)
-        after = jax.tree.map(lambda mean, x: mean + (x - mean) / (number + 1), means, found)
-        more = jax.tree.map(
-            lambda total, x, old, new: total + ((x - old) * (x - new).conj()).real, squares, found, means, after
-        )
-        return after, more
+        return accumulated(number, sample(number, *arguments), moments)
 
     return lax.fori_loop(start, stop, one_more, moments)
+
+
+def accumulated(number: Any, found: PyTree, moments: Any) -> Any:
+    """The mean of samples and the sum of squared distances from it, after sample `number` (counted from 0)."""
+    means, squares = moments
+    after = jax.tree.map(lambda mean, x: mean + (x - mean) / (number + 1), means, found)
+    more = jax.tree.map(
+        lambda total, x, old, new: total + ((x - old) * (x - new).conj()).real, squares, found, means, after
+    )
+    return after, more
 
 
 def _counts(n_samples: Any) -> list[int]:
