@@ -239,7 +239,7 @@ class KernelFn:
     def _composed(self, kernel: Kernel, get: Any, names: tuple[str, ...]) -> Any:
         if kernel.standard_errors is not None:
             raise InputError(
-                "the kernels of this Kernel are estimates, whose standard errors would be lost: sample both models as one"
+                "this Kernel is an estimate, and its standard errors would be lost: sample both models as one"
             )
         kind, moments = self._model.inputs.moments(kernel, self.parameterization)
         if BY_PARAM in names:

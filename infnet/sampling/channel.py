@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +21,23 @@ from infnet.errors.functions import NOT_SAMPLED
 from infnet.nodes import Elementwise, Field, IndexLinear, Node, OneNode, ParamKey, Product, Scaled, Sum, Term, WindowMax
 
 Read = Callable[[Field], jax.Array]  # a Known variable as an array [*sizes, channels]
-# Values of the slots, `[..., entries, width]`, to values of the channel at the positions that were asked for.
-Function = Callable[[Read, jax.Array], jax.Array]
+
+
+class Values(NamedTuple):
+    """What a line of the function is computed from: Known variables, the slots, and the lines before.
+
+    Attributes:
+        read: Known variables.
+        slots: `[..., entries, width]`.
+        lines: `[..., entries, positions]` each.
+    """
+
+    read: Read
+    slots: jax.Array
+    lines: list[jax.Array]
+
+
+Line = Callable[[Values], jax.Array]
 
 
 @dataclass(frozen=True)
@@ -50,6 +66,7 @@ class Channel:
     """Channel `channel` of a node, at one position for each entry of a block.
 
     Attributes:
+        entries: their number.
         slots: what it is a function of.
         fields: the Known variables that it reads.
     """
@@ -65,22 +82,36 @@ class Channel:
         """
         self.slots: list[Slot] = []
         self.fields: dict[Field, None] = {}
+        self.entries = len(positions)
         self._refusal = refusal
-        self._function = self._of(node, channel, positions[:, None])
+        self._lines: list[Line] = []
+        self._numbers: dict[tuple[int, int, bytes], int] = {}
+        self._number(node, channel, positions[:, None])
 
     @property
     def width(self) -> int:
         """The number of values that it is a function of."""
         return sum(slot.width for slot in self.slots)
 
-    def __call__(self, read: Read, values: jax.Array) -> jax.Array:
+    def __call__(self, read: Read, slots: jax.Array) -> jax.Array:
         """Its values `[..., entries]`, from those of the slots, `[..., entries, width]`."""
-        return self._function(read, values)[..., 0]
+        values = Values(read, slots, [])
+        for line in self._lines:
+            values.lines.append(line(values))
+        return values.lines[-1][..., 0]
 
-    def _of(self, node: Node, channel: int, positions: np.ndarray) -> Function:
-        """The function that computes a node at `positions[entries, k]`."""
+    def _number(self, node: Node, channel: int, positions: np.ndarray) -> int:
+        """The number of the line that computes a node at `positions[entries, k]`."""
+        key = (node.index, channel, positions.tobytes())
+        if key not in self._numbers:
+            line = self._line(node, channel, positions)
+            self._numbers[key] = len(self._lines)
+            self._lines.append(line)
+        return self._numbers[key]
+
+    def _line(self, node: Node, channel: int, positions: np.ndarray) -> Line:
         if isinstance(node, OneNode):
-            return lambda read, values: jnp.ones(positions.shape, values.dtype)
+            return lambda values: jnp.ones(positions.shape, values.slots.dtype)
         if node.gaussian and not node.scales:
             return self._slot(Slot(node, channel, positions))
         if not node.uniform or type(node) not in FOLLOWED:
@@ -92,34 +123,26 @@ class Channel:
         first = self._refusal
         return NOT_SAMPLED.at(first.where, what=first.what, why=first.why, node=type(node).__name__, place=node.where)
 
-    def _slot(self, slot: Slot) -> Function:
-        start = 0
-        for other in self.slots:
-            same = (other.node, other.channel) == (slot.node, slot.channel)
-            if same and np.array_equal(other.positions, slot.positions):
-                break
-            start += other.width
-        else:
-            self.slots.append(slot)
-        return lambda read, values: values[..., start : start + slot.width]
+    def _slot(self, slot: Slot) -> Line:
+        start = self.width
+        self.slots.append(slot)
+        return lambda values: values.slots[..., start : start + slot.width]
 
-    def _elementwise(self, node: Elementwise, channel: int, positions: np.ndarray) -> Function:
+    def _elementwise(self, node: Elementwise, channel: int, positions: np.ndarray) -> Line:
         if obstacle(node.chain) is not None:
             raise self._refused(node)
-        function, operand = callable_of(node.chain, custom_rules=True), self._of(node.operand, channel, positions)
-        return lambda read, values: function(operand(read, values))
+        function, operand = callable_of(node.chain, custom_rules=True), self._number(node.operand, channel, positions)
+        return lambda values: function(values.lines[operand])
 
-    def _sum(self, node: Sum, channel: int, positions: np.ndarray) -> Function:
-        parts = [
-            (self._coefficient(node, term, positions), self._of(term.node, channel + term.start, where))
-            for term in node.terms
-            for where in [_of_term(node, term, positions)]
-        ]
+    def _sum(self, node: Sum, channel: int, positions: np.ndarray) -> Line:
+        factors = [self._coefficient(node, term, positions) for term in node.terms]
+        terms = [self._number(t.node, channel + t.start, _of_term(node, t, positions)) for t in node.terms]
 
-        def function(read: Read, values: jax.Array) -> jax.Array:
-            return sum((factor(read) * part(read, values) for factor, part in parts), jnp.zeros((), values.dtype))
+        def line(values: Values) -> jax.Array:
+            parts = (factor(values.read) * values.lines[term] for factor, term in zip(factors, terms, strict=True))
+            return sum(parts, jnp.zeros((), values.slots.dtype))
 
-        return function
+        return line
 
     def _coefficient(self, node: Sum, term: Term, positions: np.ndarray) -> Callable[[Read], jax.Array | float]:
         coefficient = term.coefficient
@@ -128,47 +151,35 @@ class Channel:
         self.fields[coefficient] = None
 
         def read_at(read: Read) -> jax.Array:
-            values = read(coefficient).mean(-1)
-            values = values.reshape((*values.shape, *(1,) * (len(node.sizes) - values.ndim)))
-            return jnp.broadcast_to(values, node.sizes).reshape(-1)[positions]
+            found = read(coefficient).mean(-1)
+            found = found.reshape((*found.shape, *(1,) * (len(node.sizes) - found.ndim)))
+            return jnp.broadcast_to(found, node.sizes).reshape(-1)[positions]
 
         return read_at
 
-    def _product(self, node: Product, channel: int, positions: np.ndarray) -> Function:
-        one, two = (self._of(n, channel + c, positions) for n, c in zip(node.factors, node.starts, strict=True))
-        return lambda read, values: one(read, values) * two(read, values)
+    def _product(self, node: Product, channel: int, positions: np.ndarray) -> Line:
+        one, two = (self._number(n, channel + c, positions) for n, c in zip(node.factors, node.starts, strict=True))
+        return lambda values: values.lines[one] * values.lines[two]
 
-    def _scaled(self, node: Scaled, channel: int, positions: np.ndarray) -> Function:
+    def _scaled(self, node: Scaled, channel: int, positions: np.ndarray) -> Line:
         if node.axes or node.shared or any(key == node.param.key for key, _ in node.leaves):
             raise self._refused(node)
+        operand = self._number(node.operand, channel + node.start, positions)
         scale = self._slot(Slot(node, channel, np.zeros((len(positions), 1), int)))
-        operand = self._of(node.operand, channel + node.start, positions)
-        return lambda read, values: scale(read, values) * operand(read, values)
+        return lambda values: scale(values) * values.lines[operand]
 
-    def _index_linear(self, node: IndexLinear, channel: int, positions: np.ndarray) -> Function:
+    def _index_linear(self, node: IndexLinear, channel: int, positions: np.ndarray) -> Line:
         taps, weights = _rows(node, positions)
-        operand = self._of(node.operand, channel, taps.reshape(len(taps), -1))
+        operand = self._number(node.operand, channel, taps.reshape(len(taps), -1))
+        return lambda values: (_of_taps(values.lines[operand], taps) * weights.astype(values.slots.dtype)).sum(-1)
 
-        def function(read: Read, values: jax.Array) -> jax.Array:
-            found = operand(read, values)
-            found = found.reshape((*found.shape[:-1], *taps.shape[1:]))
-            return (found * jnp.asarray(weights, found.dtype)).sum(-1)
-
-        return function
-
-    def _window_max(self, node: WindowMax, channel: int, positions: np.ndarray) -> Function:
+    def _window_max(self, node: WindowMax, channel: int, positions: np.ndarray) -> Line:
         taps, inside = _windows(node, positions)
-        operand = self._of(node.operand, channel, taps.reshape(len(taps), -1))
-
-        def function(read: Read, values: jax.Array) -> jax.Array:
-            found = operand(read, values)
-            found = found.reshape((*found.shape[:-1], *taps.shape[1:]))
-            return jnp.where(inside, found, -jnp.inf).max(-1)
-
-        return function
+        operand = self._number(node.operand, channel, taps.reshape(len(taps), -1))
+        return lambda values: jnp.where(inside, _of_taps(values.lines[operand], taps), -jnp.inf).max(-1)
 
 
-FOLLOWED: dict[type[Node], Callable[..., Function]] = {
+FOLLOWED: dict[type[Node], Callable[..., Line]] = {
     Elementwise: Channel._elementwise,
     Sum: Channel._sum,
     Product: Channel._product,
@@ -176,6 +187,11 @@ FOLLOWED: dict[type[Node], Callable[..., Function]] = {
     IndexLinear: Channel._index_linear,
     WindowMax: Channel._window_max,
 }
+
+
+def _of_taps(found: jax.Array, taps: np.ndarray) -> jax.Array:
+    """Values at `taps.reshape(entries, -1)` on the axes of the taps."""
+    return found.reshape((*found.shape[:-1], *taps.shape[1:]))
 
 
 def coordinates(positions: np.ndarray, sizes: tuple[int, ...]) -> list[np.ndarray]:

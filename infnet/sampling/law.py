@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -18,11 +19,11 @@ from infnet.sampling.channel import Channel, Slot, coordinates
 
 
 class _Place(NamedTuple):
-    """A slot, the example that it belongs to, the channel (0 or 1) whose slot it is, and where its values stand."""
+    """A slot, the channel (0 or 1) and the example that it belongs to, and where its values stand."""
 
     slot: Slot
-    side: int
     channel: int
+    side: int
     start: int
 
     @property
@@ -30,17 +31,11 @@ class _Place(NamedTuple):
         return slice(self.start, self.start + self.slot.width)
 
 
-class _Pair(NamedTuple):
-    """Two slots, the request for their moments, and where a block holds these: indices `[entries, k, l]`."""
-
-    one: _Place
-    two: _Place
-    request: Ask
-    where: tuple[np.ndarray, ...]
-
-
 class JointLaw:
     """The mean and covariance of all slots of the channels, and the tangent kernels between the first and the last.
+
+    All moments that are needed stand one after the other in a vector, whose first element is zero; an entry of the
+    covariance is an element of it.
 
     Attributes:
         width: the number of values in all slots.
@@ -49,83 +44,79 @@ class JointLaw:
 
     def __init__(self, channels: Sequence[Channel], sides: Sequence[int], ntk: bool):
         """Of channels on these examples; `ntk`: also tangent kernels of the slots of the first and of the last."""
-        self._places: list[_Place] = []
-        self.width = 0
+        places, self.width = [], 0
         for number, (channel, side) in enumerate(zip(channels, sides, strict=True)):
             for slot in channel.slots:
-                self._places.append(_Place(slot, side, number, self.width))
+                places.append(_Place(slot, number, side, self.width))
                 self.width += slot.width
-        self._entries = len(channels[0].slots[0].positions) if self._places else 0
         self._ntk, self._one_channel = ntk, len(channels) == 1
-        fields = [p for p in self._places if p.slot.scale is None]
-        self._pairs = [
-            pair
-            for one, two in itertools.combinations_with_replacement(fields, 2)
-            if (pair := self._pair(one, two)) is not None
-        ]
-        self._means = [p for p in fields if not p.slot.node.zero_mean]
-        own = [AskMean(p.slot.node, p.side) for p in self._means]
-        self.needs: tuple[Request, ...] = (*(pair.request for pair in self._pairs), *own)
+        self._entries, self._split = channels[0].entries, channels[0].width
+        self._asks: dict[Ask, int] = {}  # and where its moments start in the vector
+        self._length = 1
+        self._index = np.zeros((self._entries, self.width, self.width), np.int32)
+        self._fields = [place for place in places if place.slot.scale is None]
+        self._scales = [place for place in places if place.slot.scale is not None]
+        for one, two in itertools.combinations_with_replacement(self._fields, 2):
+            self._add(one, two)
+        self._means = {AskMean(p.slot.node, p.side): None for p in self._fields if not p.slot.node.zero_mean}
+        self.needs: tuple[Request, ...] = (*self._asks, *self._means)
 
-    def _pair(self, one: _Place, two: _Place) -> _Pair | None:
+    def _add(self, one: _Place, two: _Place) -> None:
         a, b = one.slot, two.slot
         layout = _layout(a, b)
-        ntk = self._ntk and self._is_across(one, two)
-        request = ask(a.node, b.node, b.channel - a.channel, (one.side, two.side), layout, ntk)
-        return None if request is None else _Pair(one, two, request, _where(layout, a, b))
-
-    def _is_across(self, one: _Place, two: _Place) -> bool:
-        return self._one_channel or one.channel != two.channel
+        across = self._one_channel or one.channel != two.channel
+        request = ask(a.node, b.node, b.channel - a.channel, (one.side, two.side), layout, self._ntk and across)
+        if request is None:
+            return
+        if request not in self._asks:
+            self._asks[request] = self._length
+            self._length += math.prod(layout.shape)
+        found = self._asks[request] + _flat_index(layout, a, b)
+        self._index[:, one.range, two.range] = found
+        self._index[:, two.range, one.range] = np.swapaxes(found, 1, 2)
 
     def read(self, context: Any, results: Sequence[Any]) -> tuple[jax.Array, jax.Array]:
         """The mean `[entries, width]` and covariance `[entries, width, width]`."""
-        shape = (self._entries, self.width)
-        mean, covariance = jnp.zeros(shape, context.dtype), jnp.zeros((*shape, self.width), context.dtype)
-        for place in self._places:
-            if isinstance(place.slot.node, Scaled):
-                mean = mean.at[:, place.range].set(context.mean(place.slot.node.param))
-        for place, result in zip(self._means, results[len(self._pairs) :], strict=True):
-            mean = mean.at[:, place.range].set(result.reshape(-1)[place.slot.positions])
-        for (one, two, _, where), result in zip(self._pairs, results, strict=False):
-            if result is None or result.s is None:
-                continue
-            block = _entries(result.s, where)
-            # A second moment, less the product of the means.
-            block = block - mean[:, one.range, None] * mean[:, None, two.range]
-            covariance = covariance.at[:, one.range, two.range].set(block)
-            covariance = covariance.at[:, two.range, one.range].set(jnp.swapaxes(block, 1, 2))
-        return mean, covariance
+        mean = self._mean(context, results[len(self._asks) :])
+        second = self._vector(context, [None if r is None else r.s for r in results[: len(self._asks)]])[self._index]
+        # A second moment, less the product of the means.
+        return mean, jnp.where(self._index > 0, second - mean[:, :, None] * mean[:, None, :], 0)
+
+    def _mean(self, context: Any, results: Sequence[Any]) -> jax.Array:
+        found = dict(zip(self._means, results, strict=True))
+        mean = jnp.zeros((self._entries, self.width), context.dtype)
+        for place in (*self._fields, *self._scales):
+            node = place.slot.node
+            if isinstance(node, Scaled):
+                mean = mean.at[:, place.range].set(context.mean(node.param))
+            elif not node.zero_mean:
+                own = found[AskMean(node, place.side)].reshape(-1)[place.slot.positions]
+                mean = mean.at[:, place.range].set(own)
+        return mean
+
+    def _vector(self, context: Any, blocks: Sequence[jax.Array | None]) -> jax.Array:
+        sizes = (math.prod(request.layout.shape) for request in self._asks)
+        zero = jnp.zeros(1, context.dtype)
+        flat = [jnp.broadcast_to(zero, n) if b is None else b.reshape(n) for b, n in zip(blocks, sizes, strict=True)]
+        return jnp.concatenate([zero, *flat])
 
     def tangents(self, context: Any, results: Sequence[Any]) -> jax.Array | None:
-        """The tangent kernels between slots of the first and of the last channel, `[entries, width, width]`.
-
-        None where all of them vanish.
-        """
-        found = [
-            (p.one, p.two, _entries(r.t, p.where)) for p, r in zip(self._pairs, results, strict=False) if _has_t(r)
-        ]
-        scales = [p for p in self._places if p.slot.scale is not None]
-        for one, two in itertools.combinations_with_replacement(scales, 2):
-            same = (one.slot.scale, one.slot.channel) == (two.slot.scale, two.slot.channel)
-            if same and self._is_across(one, two):
-                assert isinstance(one.slot.node, Scaled)
-                found.append((one, two, context.weight_factors(one.slot.node.param, ())[1]))
-        if not found:
+        """The tangent kernels between slots of the first and of the last channel, `[entries, a, b]`; None for zero."""
+        blocks = [None if r is None else r.t for r in results[: len(self._asks)]]
+        shared = [(one, two) for one in self._scales for two in self._scales if self._is_shared(one, two)]
+        if not shared and all(b is None for b in blocks):
             return None
-        total = jnp.zeros((self._entries, self.width, self.width), context.dtype)
-        for one, two, block in found:
-            total = total.at[:, one.range, two.range].set(block)
-            if self._one_channel:
-                total = total.at[:, two.range, one.range].set(jnp.swapaxes(block, -1, -2) if block.ndim else block)
-        return total
+        total = self._vector(context, blocks)[self._index]
+        for one, two in shared:
+            assert isinstance(one.slot.node, Scaled)
+            rate = context.weight_factors(one.slot.node.param, ())[1]
+            total = total.at[:, one.range, two.range].set(rate)
+        return total if self._one_channel else total[:, : self._split, self._split :]
 
-
-def _entries(block: jax.Array, index: tuple[np.ndarray, ...]) -> jax.Array:
-    return block.reshape(block.shape or (1,))[index]
-
-
-def _has_t(result: Any) -> bool:
-    return result is not None and result.t is not None
+    def _is_shared(self, one: _Place, two: _Place) -> bool:
+        """Whether two slots, of the first and of the last channel, are the same scale."""
+        across = self._one_channel or (one.channel, two.channel) == (0, 1)
+        return across and (one.slot.scale, one.slot.channel) == (two.slot.scale, two.slot.channel)
 
 
 def _layout(one: Slot, two: Slot) -> Layout:
@@ -138,15 +129,14 @@ def _layout(one: Slot, two: Slot) -> Layout:
     return Layout(full.left, full.right, tuple(offsets))
 
 
-def _where(layout: Layout, one: Slot, two: Slot) -> tuple[np.ndarray, ...]:
-    """Where a block holds the moments of two slots."""
-    index: list[np.ndarray] = []
-    for offsets, i, j in zip(layout.offsets, *_coordinates(one, two), strict=True):
+def _flat_index(layout: Layout, one: Slot, two: Slot) -> np.ndarray:
+    """Where a block holds the moments of two slots: indices of its flat elements, `[entries, k, l]`."""
+    index = np.zeros((len(one.positions), one.width, two.width), np.int32)
+    for k, (offsets, i, j) in enumerate(zip(layout.offsets, *_coordinates(one, two), strict=True)):
         row = j if offsets is None else np.searchsorted(np.array(offsets), j - i)
-        index += np.broadcast_arrays(row, i)
-    if not index:  # one number for all entries
-        return (np.zeros((len(one.positions), one.width, two.width), int),)
-    return tuple(index)
+        rows, columns = layout.shape[2 * k : 2 * k + 2]
+        index = (index * rows + row) * columns + i
+    return index
 
 
 def _coordinates(one: Slot, two: Slot) -> tuple[list[np.ndarray], list[np.ndarray]]:

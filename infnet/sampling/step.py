@@ -67,7 +67,7 @@ def _moment_step(request: Ask, refusal: UnsupportedError) -> Step:
         reads: list[Read] = [partial(context.read, side=side) for side in sides]
         average = partial(_products, channels, reads, tangents is not None)
         s, paths = _averages(average, mean, factored(covariance), context.normals(law.width))
-        t = None if tangents is None else _along_paths(channels, paths, tangents)
+        t = None if tangents is None else (paths * tangents).sum((-1, -2))
         return Moments(*(None if m is None else stored(m.reshape(request.layout.shape)) for m in (s, t)))
 
     return _step(request, law, channels, sides, evaluate, numbers)
@@ -165,14 +165,6 @@ def _products(
     if df is None or dg is None:
         return s, None
     return s, jnp.einsum("nma,nmb->mab", df, dg, precision=lax.Precision.HIGHEST) / len(values)
-
-
-def _along_paths(channels: Sequence[Channel], paths: jax.Array, tangents: jax.Array) -> jax.Array:
-    """The sum over paths a, b of E[d_a f d_b f'] T_ab."""
-    if len(channels) > 1:
-        width = channels[0].width
-        tangents = tangents[:, :width, width:]
-    return (paths * tangents).sum((-1, -2))
 
 
 @jax.custom_jvp
