@@ -23,6 +23,7 @@ from infnet.kernel import Kernel as Kernel
 from infnet.linearize import linearize as linearize
 from infnet.linearize import taylor_expand as taylor_expand
 from infnet.monte_carlo import Estimate as Estimate
+from infnet.monte_carlo import MonteCarloKernelFn as MonteCarloKernelFn
 from infnet.monte_carlo import monte_carlo_kernel_fn as monte_carlo_kernel_fn
 from infnet.priors import Prior as Prior
 from infnet.priors import infer_priors as infer_priors
