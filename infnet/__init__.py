@@ -37,3 +37,5 @@ from infnet.storage import Status as Status
 from infnet.storage import StoredArray as StoredArray
 from infnet.storage import compute as compute
 from infnet.storage import status as status
+from infnet.verification import Verification as Verification
+from infnet.verification import verify as verify
