@@ -9,6 +9,7 @@ import jax
 
 import infnet
 import infnet_haiku.kernel
+import infnet_haiku.verification
 
 PyTree = Any
 
@@ -112,6 +113,19 @@ class Methods:
             n_samples = 100
         kernel_fn = infnet.remembered_kernel_fn(_monte_carlo_kernel_fn, self, x1, options)
         return kernel_fn.with_samples(key, n_samples, target_error=target_error, progress=progress)(x1, x2, get)
+
+    def verify(self: Any, x: PyTree, key: jax.Array, **options: Any) -> infnet.Verification:
+        """Compare the kernel of this model with those of random networks of it, at growing widths.
+
+        Args:
+            x: a few examples, an input or a tuple of inputs.
+            key: of the random networks.
+            **options: of `infnet_haiku.verify`: `widen`, ...
+
+        Raises:
+            infnet.errors.InfnetError: as `infnet_haiku.verify`.
+        """
+        return infnet_haiku.verification.verify(self, x, key, **options)
 
 
 def _monte_carlo_kernel_fn(

@@ -9,6 +9,7 @@ import numpy as np
 from scipy.special import ndtri
 
 from infnet.plot.figure import COLORS, GREY, figure, written
+from infnet.verification.report import SHARE
 
 if TYPE_CHECKING:
     from infnet.verification import Comparison, Verification
@@ -32,10 +33,10 @@ def verification(report: Verification, path: str | PathLike[str] | None = None) 
     Raises:
         InputError: matplotlib is not installed.
     """
-    count = len(report.comparisons)
+    count = len(report.shown)
     drawn = figure(figsize=(5.5 * (count + 1), 4.8), dpi=130)
     axes = np.atleast_1d(drawn.subplots(1, count + 1))
-    for k, one in enumerate(report.comparisons):
+    for k, one in enumerate(report.shown):
         _trends(axes[k], report, one, COLORS[k % len(COLORS)])
     _quantiles(axes[-1], report)
     drawn.suptitle(report.verdict, fontsize=12, wrap=True)
@@ -71,7 +72,11 @@ def _trends(axes: Any, report: Verification, one: Comparison, color: str) -> Non
 
 def _quantiles(axes: Any, report: Verification) -> None:
     largest = report.threshold
-    for k, (name, scores) in enumerate(report.z_scores.items()):
+    shares = [scores for name, scores in report.z_scores.items() if name.startswith(SHARE)]
+    groups = {name: scores for name, scores in report.z_scores.items() if not name.startswith(SHARE)}
+    if shares:
+        groups["ntk shares of all parameters"] = np.concatenate([np.ravel(scores) for scores in shares])
+    for k, (name, scores) in enumerate(groups.items()):
         ordered = np.sort(np.ravel(scores))
         normal = ndtri((np.arange(len(ordered)) + 0.5) / len(ordered))
         axes.plot(normal, ordered, "o", ms=5, color=COLORS[k % len(COLORS)], alpha=0.8, label=name)
@@ -80,7 +85,7 @@ def _quantiles(axes: Any, report: Verification) -> None:
     axes.plot(ends, ends, color=GREY, lw=1, label="independent normal numbers")
     for sign in (-1, 1):
         axes.axhline(sign * report.threshold, color="black", ls="--", lw=1, label="limit" if sign > 0 else None)
-    axes.set_ylim(-1.1 * largest, 1.1 * largest)
+    axes.set_ylim(-1.15 * largest, 1.75 * largest)  # with room for the legend
     axes.set(xlabel="quantile of as many normal numbers", ylabel="z-score")
     axes.set_title("Entries at infinite width" if len(report.multipliers) > 1 else "Entries", fontsize=11)
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(frameon=False, fontsize=9, loc="upper left")

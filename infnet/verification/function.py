@@ -8,11 +8,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from infnet.arguments import NAMES, example_args, positive
+from infnet.arguments import BY_PARAM, example_args, positive
 from infnet.errors import InputError
-from infnet.priors import infer_priors
+from infnet.priors import infer_priors, path_name
 from infnet.verification.first_layer import FirstWeight, not_gaussian
-from infnet.verification.networks import Functions, Networks
+from infnet.verification.networks import KINDS, Functions, Networks
 from infnet.verification.report import Comparison, Verification
 from infnet.verification.trend import detectable, fit, threshold
 
@@ -39,10 +39,12 @@ def verify(
 ) -> Verification:
     """Compare a kernel function with the mean kernels of random networks of the model, at growing widths.
 
-    The deviation of the NNGP and of the NTK is fitted as δ + c / width in every entry, and δ is compared with its
-    standard error (`infnet/verification/trend.py` has the formulas and their sources). The model is called as any
-    function is; nothing of how the kernel is computed enters, but for the laws of parameters if
-    `gaussian_first_layer`, or in the "ntk" parameterization.
+    The relative deviation of the NNGP, of the NTK and of the share of every parameter in it is fitted as δ + c / width
+    in every entry, and δ is compared with its standard error (`infnet/verification/trend.py` has the formulas and their
+    sources). Shares are compared one by one because in the NTK as a whole those of biases and of first layers are
+    themselves of the order of 1 / width, where a wrong one would not be seen. The model is called as any function is;
+    nothing of how the kernel is computed enters, but for the laws of parameters if `gaussian_first_layer`, or in the
+    "ntk" parameterization.
 
     The report has passed if no entry deviates by more than chance allows, with a probability of false alarms of at most
     `level`, and a deviation of 10 % in any entry would have been found. It says which one would have been.
@@ -82,7 +84,7 @@ def verify(
     non_gaussian = not_gaussian(given, x)
     normal = {weight.leaf: weight.prior for weight in non_gaussian} if gaussian_first_layer else {}
     networks = [Networks(model, x, jax.random.fold_in(key, k), normal) for k, model in enumerate(models)]
-    kernels = [jax.tree.map(lambda a: np.asarray(a, np.float64), m.kernel_fn(x, None, NAMES)) for m in models]
+    kernels = [jax.tree.map(lambda a: np.asarray(a, np.float64), m.kernel_fn(x, None, KINDS)) for m in models]
     rounding = float(np.finfo(kernel_fn.computation.dtype).eps) ** 0.5
     extra = rounding + (0.0 if gaussian_first_layer else max((w.effect for w in non_gaussian), default=0.0))
     count = min(FEWEST, n_samples)
@@ -169,6 +171,8 @@ def _compared(
             finite = False
             continue
         name = _name(path)
+        if not any(np.any(a) for a in (*kernel, *mean)):
+            continue  # of a parameter that is not trained
         scales = [_scale(a) for a in kernel]
         pairs = list(zip(kernel, scales, strict=True))
         deviations = np.stack([(_like(m, a, name) - a) / s for m, (a, s) in zip(mean, pairs, strict=True)])
@@ -180,9 +184,11 @@ def _compared(
 
 
 def _name(path: tuple[Any, ...]) -> str:
-    """`ntk`, or `ntk of logits` for one of several outputs."""
-    output = jax.tree_util.keystr(path[:-1], simple=True, separator="/")
-    return path[-1].name + (f" of {output}" if output else "")
+    """`ntk` or `ntk share of Dense_0/kernel`; and of one of several outputs, `ntk, logits`."""
+    place = next(k for k, part in enumerate(path) if getattr(part, "name", None) in KINDS)
+    kind, output, param = path[place].name, path_name(path[:place]), path_name(path[place + 1 :])
+    name = f"ntk share of {param}" if kind == BY_PARAM else kind
+    return f"{name}, {output}" if output else name
 
 
 def _scale(kernel: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infnet.arguments import NAMES, example_args
+from infnet.arguments import BY_PARAM, NAMES, example_args, named_kernels
 from infnet.empirical import empirical_kernel_fn
 from infnet.errors import InputError
 from infnet.monte_carlo.moments import Moments, merged, moments_of
@@ -21,6 +21,8 @@ from infnet.progress import bar
 from infnet.verification.structure import last_leaves, tree_of
 
 PyTree = Any
+# The kernels that are compared.
+KINDS = (*NAMES, BY_PARAM)
 # Output channels that the NNGP of each network is averaged over, at least: the readout is drawn again for that.
 CHANNELS = 128
 # Numbers of keys within a sample: readouts count down from the first one.
@@ -46,7 +48,7 @@ class Networks:
 
     A sample of the NTK is that of a network drawn from `init`. A sample of the NNGP is the average over several
     networks that have all but the last layer in common. The parameters of different layers being independent, its mean
-    is that of single networks, and it does not vary with the readout, of which a single one says little.
+    is that of single networks, and it hardly varies with the readout, of which a single one says little.
 
     Attributes:
         count: of the networks so far.
@@ -94,7 +96,7 @@ class Networks:
 
     @property
     def means_and_variances(self) -> tuple[PyTree, PyTree]:
-        """Of the kernels of single networks, in float64: pytrees of namedtuples (nngp, ntk), like the outputs."""
+        """Of the kernels of single networks, in float64: pytrees of namedtuples of `KINDS`, like the outputs."""
         assert self._moments is not None
         as_float64 = [jax.tree.map(lambda a: np.asarray(a, np.float64), part) for part in self._moments]
         return as_float64[0], jax.tree.map(lambda s: s / (self.count - 1), as_float64[1])
@@ -104,7 +106,7 @@ class Networks:
 
     def _sample(self, key: jax.Array, x: PyTree) -> PyTree:
         params = self.params(key, x)
-        kernels = self._finite(x, None, NAMES, params)
+        shares = self._finite(x, None, BY_PARAM, params)
         outputs = jax.tree.leaves(jax.eval_shape(self._outputs, params, x))
         readouts = math.ceil(CHANNELS / min(leaf.shape[-1] for leaf in outputs))
         leaves, tree = jax.tree.flatten(params)
@@ -114,11 +116,10 @@ class Networks:
             mixed = [others[k] if k in self._last else leaf for k, leaf in enumerate(leaves)]
             return self._finite(x, None, "nngp", jax.tree.unflatten(tree, mixed))
 
-        several = jax.vmap(nngp)(READOUTS - jnp.arange(readouts, dtype=jnp.uint32))
-        mean = jax.tree.map(lambda a: a.mean(0), several)
-        return jax.tree.map(
-            lambda both, one: both._replace(nngp=one), kernels, mean, is_leaf=lambda k: hasattr(k, "nngp")
-        )
+        def together(several: jax.Array, of_params: PyTree) -> Any:
+            return named_kernels(KINDS)(several.mean(0), sum(jax.tree.leaves(of_params)), of_params)
+
+        return jax.tree.map(together, jax.vmap(nngp)(READOUTS - jnp.arange(readouts, dtype=jnp.uint32)), shares)
 
     def params(self, key: jax.Array, x: PyTree) -> PyTree:
         """The parameters of the network with this key."""

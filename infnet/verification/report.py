@@ -12,16 +12,17 @@ from infnet.verification.trend import Trend
 
 # A comparison that would not have noticed a larger deviation than this has tested little.
 COARSE = 0.1
+SHARE = "ntk share"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Comparison:
     """One kernel of one output; entries have the shape of the kernel, `(n, n, h, h', w, w', ...)`.
 
     Deviations are relative: sampled mean minus kernel, divided by the root of the product of the two diagonal entries.
 
     Attributes:
-        name: "nngp" or "ntk", and of which output if there are several.
+        name: "nngp", "ntk" or "ntk share of Dense_0/kernel"; and of which output if there are several.
         deviations: by width, `(widths, ...)`.
         standard_errors: of these.
         trend: the fit.
@@ -97,8 +98,15 @@ class Verification:
 
         return verification(self, path)
 
+    @property
+    def shown(self) -> list[Comparison]:
+        """What the table and the picture show: of the shares of parameters, that with the largest z-score alone."""
+        shares = [one for one in self.comparisons if one.name.startswith(SHARE)]
+        kernels = [one for one in self.comparisons if one not in shares]
+        return [*kernels, *sorted(shares, key=_largest_score)[-1:]]
+
     def _worst(self) -> str:
-        one = max(self.comparisons, key=lambda one: np.abs(one.trend.z_scores).max())
+        one = max(self.comparisons, key=_largest_score)
         z = one.trend.z_scores
         entry = np.unravel_index(np.abs(z).argmax(), z.shape)
         where = ", ".join(map(str, entry))
@@ -111,7 +119,7 @@ class Verification:
 
     def __str__(self) -> str:
         head = ("kernel", "width", "networks", "deviation, rms", "largest", "standard error", "largest z")
-        rows = [row for one in self.comparisons for row in self._rows(one)]
+        rows = [row for one in self.shown for row in self._rows(one)]
         sizes = [max(len(row[k]) for row in (head, *rows)) for k in range(len(head))]
         lines = ["  ".join(c.ljust(w) for c, w in zip(row, sizes, strict=True)).rstrip() for row in (head, *rows)]
         return "\n".join([lines[0], "  ".join("-" * w for w in sizes), *lines[1:], *self.remarks, self.verdict])
@@ -139,3 +147,7 @@ class Verification:
             )
             for width, count, d, e, z in table
         ]
+
+
+def _largest_score(one: Comparison) -> float:
+    return float(np.abs(one.trend.z_scores).max(initial=0))
