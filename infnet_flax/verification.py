@@ -75,12 +75,12 @@ class _Widened:
 
 
 def _functions(module: Any, x: PyTree, options: Mapping[str, Any]) -> Triple:
-    kernel_fn = infnet_flax.kernel.kernel_fn(module, x, **options)
     given = {name: options[name] for name in OF_FUNCTIONS if name in options}
     if of_nnx.makes_nnx(module):
-        return *of_nnx.functions(module, **given), kernel_fn
-    found = infnet_flax.kernel.functions(module, x, **given)
-    return found.init, found.apply, kernel_fn
+        init, apply = of_nnx.functions(module, **given)
+    else:
+        init, apply, _ = infnet_flax.kernel.functions(module, x, **given)
+    return init, apply, infnet_flax.kernel.kernel_fn(module, x, **options)
 
 
 def _check_all(kernel_fn: infnet.KernelFn, wider: infnet.KernelFn) -> None:
