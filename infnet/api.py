@@ -30,9 +30,10 @@ from infnet.computation import Computation
 from infnet.context import Weights
 from infnet.errors import InputError
 from infnet.execute import Given
-from infnet.explain import Explanation, explain
+from infnet.explain import Explanation, explain, width_of
 from infnet.kernel import Kernel
 from infnet.model import Model
+from infnet.plan import Ask
 from infnet.points import Sampling
 from infnet.priors import check_readable
 from infnet.running import Options, OwnTask, Runner, Task
@@ -320,6 +321,14 @@ class KernelFn:
         return explain(computation, model.paths, model.priors, self._options.precision, self._error)
 
     @property
+    def hidden_widths(self) -> list[tuple[int, str]]:
+        """What is sent to infinity, in the order of the model: numbers of channels or heads, and their modules."""
+        plan = self.computation.plan(("ntk",), (1, 2))
+        nodes = {step.request.u.index: step.request.u for step in plan.steps if isinstance(step.request, Ask)}
+        widths = [(width_of(node), node.where.module) for node in nodes.values()]
+        return [(width, module) for width, module in widths if width is not None]
+
+    @property
     def law(self) -> PyTree:
         """What is known of the law of the output besides its kernels, as `Kernel.law`."""
         program = self._runner.computation(self._model.inputs.kind).program
@@ -361,6 +370,27 @@ class KernelFn:
         kernel = copy(self)
         kernel._weights = replace(self._weights, std=stds)
         return kernel
+
+    def with_model(self, apply_fn: Callable[..., PyTree], priors: PyTree) -> KernelFn:
+        """The kernel function of another model with the same inputs, options and learning rates: of another width, say.
+
+        Args:
+            apply_fn, priors: as of `kernel_fn`; the parameters have the same structure.
+
+        Raises:
+            InputError: they do not; also the errors of `kernel_fn`.
+        """
+        check_readable(priors)
+        model = self._model.of(apply_fn, priors)
+        trees: list[Any] = [model.tree, self._model.tree]
+        if trees[0] != trees[1]:
+            raise InputError(f"the other model has the parameters {trees[0]}, not {trees[1]}")
+        means, stds = [p.mean for p in model.priors], [p.std for p in model.priors]
+        return KernelFn(model, replace(self._weights, mean=means, std=stds), self._options)
+
+    def outputs_of(self, result: PyTree) -> PyTree:
+        """What of a result of the model this is the kernel function of (`output=`)."""
+        return self._model.picked(result)
 
     def __deepcopy__(self, memo: Any) -> KernelFn:
         """Itself, as of any function: scikit-learn copies the arguments of its estimators."""

@@ -62,7 +62,7 @@ def explain(
         exact = step.exact if settled is None else settled.exact
         rows.append(Row(step.where.module, step.where.line, step.rule, str(request.layout), gaussian, exact))
         node = request.u
-        width = _width(node)
+        width = width_of(node)
         if width is not None:
             widths.append((width, node.where.module))
         if isinstance(node, Contraction) and not isinstance(node, GroupedConvolution) and not node.operand.leaves:
@@ -88,7 +88,7 @@ def explain(
     return Explanation(tuple(rows), tuple(remarks))
 
 
-def _width(node: Node) -> int | None:
+def width_of(node: Node) -> int | None:
     """How many channels, or heads, a node takes for infinitely many."""
     if isinstance(node, Contraction):
         return node.channels if node.operand.leaves and not isinstance(node, GroupedConvolution) else None

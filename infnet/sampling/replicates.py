@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from infnet.computation import Arrays, Computation
-from infnet.monte_carlo import Estimate, accumulated, estimate
+from infnet.monte_carlo.estimate import Estimate, estimates
+from infnet.monte_carlo.moments import moments_of
 from infnet.points import Replicate, Sampling
-
-NOTES = ("error", "finite")
 
 
 def over_replicates(
@@ -27,20 +24,16 @@ def over_replicates(
     """
 
     def kernels(*args: Any) -> Arrays:
-        def one(number: Any) -> tuple[Arrays, Arrays]:
+        def one(number: Any) -> Arrays:
             found = make(replace(computation, replicate=Replicate(sampling, number)))(*args)
-            return {k: x for k, x in found.items() if k not in NOTES}, {k: found[k] for k in NOTES}
+            return {**found, "finite": found["finite"].astype(computation.dtype)}
 
-        def one_more(number: Any, state: Any) -> Any:
-            moments, notes = state
-            found, own = one(number)
-            worst = {"error": jnp.maximum(notes["error"], own["error"]), "finite": notes["finite"] & own["finite"]}
-            return accumulated(number, found, moments), worst
-
-        found, notes = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, 0))
-        start = (found, jax.tree.map(lambda x: x.real, found)), {**notes, "finite": jnp.asarray(True)}
-        (means, squares), notes = jax.lax.fori_loop(0, sampling.replicates, one_more, start)
-        return {**jax.tree.map(partial(estimate, sampling.replicates), means, squares), **notes}
+        means, squares = moments_of(one, 0, sampling.replicates, 1)
+        # No replicate is further from the mean than the root of the sum of squared distances.
+        worst = means.pop("error") + jnp.sqrt(squares.pop("error"))
+        finite = means.pop("finite") == 1
+        del squares["finite"]
+        return {**estimates(sampling.replicates, means, squares), "error": worst, "finite": finite}
 
     return kernels
 
