@@ -34,9 +34,9 @@ from infnet.explain import Explanation, explain, width_of
 from infnet.kernel import Kernel
 from infnet.model import Model
 from infnet.plan import Ask
-from infnet.points import Sampling
 from infnet.priors import check_readable
 from infnet.running import Options, OwnTask, Runner, Task
+from infnet.sampling.points import Sampling
 from infnet.sampling.replicates import without_errors
 from infnet.tiling import mirrored
 

@@ -25,7 +25,7 @@ from infnet.errors import NumericalError
 from infnet.execute import Given
 from infnet.float64 import in_float64
 from infnet.model import Model
-from infnet.points import Replicate, Sampling
+from infnet.sampling.points import Replicate, Sampling
 from infnet.sampling.replicates import over_replicates
 
 # The variances of other examples may be larger than those of the ones at hand.

@@ -50,6 +50,8 @@ def rule_or_sample(trace: Trace, request: Request) -> Step:
 
 
 def _moment_step(request: Ask, refusal: UnsupportedError) -> Step:
+    entries = math.prod(request.layout.shape)
+    _check_memory(refusal, entries, 2)
     left, right = _positions(request.layout)
     u = Channel(request.u, 0, left, refusal)
     with_itself = request.u is request.v and not request.shift and len(set(request.side)) == 1
@@ -58,8 +60,8 @@ def _moment_step(request: Ask, refusal: UnsupportedError) -> Step:
         sides = sides[:1]
     else:
         channels.append(Channel(request.v, request.shift, right, refusal))
+    numbers = _check_memory(refusal, entries, sum(channel.width for channel in channels))
     law = JointLaw(channels, sides, request.ntk)
-    numbers = _check_memory(refusal, len(left), law.width)
 
     def evaluate(context: Any, results: Sequence[Any]) -> Moments:
         tangents = law.tangents(context, results) if request.ntk else None
@@ -76,8 +78,8 @@ def _moment_step(request: Ask, refusal: UnsupportedError) -> Step:
 def _mean_step(request: AskMean, refusal: UnsupportedError) -> Step:
     node = request.u
     channel = Channel(node, 0, np.arange(math.prod(node.sizes)), refusal)
+    numbers = _check_memory(refusal, math.prod(node.sizes), channel.width)
     law = JointLaw([channel], (request.side,), False)
-    numbers = _check_memory(refusal, math.prod(node.sizes), law.width)
 
     def evaluate(context: Any, results: Sequence[Any]) -> jax.Array:
         mean, covariance = map(not_differentiated, law.read(context, results))
