@@ -141,7 +141,7 @@ class Runner:
         """Of inputs of this kind, with as many terms in its series as examples have needed."""
         if kind not in self._computations:
             with self._float64(kind):
-                program = self._model.program(kind, self._widens(kind))
+                program = self._model.program(kind, self._widens(kind), self._options.sampling is not None)
                 # Sums of products of half-precision inputs are formed in float32.
                 dtype = jnp.promote_types(program.trace.avals[program.trace.outputs[0]].dtype, jnp.float32)
             ntk_units, sampling = self._options.parameterization == "ntk", self._options.sampling
