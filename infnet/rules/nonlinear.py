@@ -14,7 +14,7 @@ from infnet.activations.joint import Report
 from infnet.activations.protocol import Means
 from infnet.errors import UnsupportedError
 from infnet.errors.functions import NON_GAUSSIAN_ARGUMENT, TWO_NONLINEARITIES, UNKNOWN_PAIR, UNLIKE_ARGUMENT
-from infnet.errors.parameters import NTK_OF_SCALE_BESIDE_LINEAR_BRANCH
+from infnet.errors.parameters import NTK_OF_REUSED_SCALE
 from infnet.layout import Layout, filled, spread_left, spread_right
 from infnet.nodes import (
     Aggregation,
@@ -215,7 +215,7 @@ def mixed_step(request: Ask) -> Step:
         raise UNKNOWN_PAIR.at(v.where, one=_name(u), two=_name(v))
     activation = _checked(function)
     if request.ntk and function.scales & other.scales:
-        raise NTK_OF_SCALE_BESIDE_LINEAR_BRANCH.at(function.where)
+        raise NTK_OF_REUSED_SCALE.at(function.where)
     left = function is u
     pair = (function.operand, other) if left else (other, function.operand)
     argument = _Argument(function.operand, request.side[0 if left else 1])
