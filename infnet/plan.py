@@ -120,7 +120,8 @@ class Step:
     """How one requested moment is computed from the moments it `needs`.
 
     `evaluate(context, results)` gets one result per need (Moments, a mean, or None for zero); what it `reads` are Known
-    variables, which it finds in the context.
+    variables, which it finds in the context. `error`, of the same arguments, bounds the error of the result, entry by
+    entry, where it is not exact.
     """
 
     request: Request
@@ -130,6 +131,7 @@ class Step:
     evaluate: Callable[[Any, Sequence[Any]], Any] = field(repr=False)
     exact: str = "exact"
     reads: tuple[AskKnown, ...] = ()
+    error: Callable[[Any, Sequence[Any]], Moments] | None = field(default=None, repr=False)
 
     @property
     def requests(self) -> tuple[Request | None, ...]:
