@@ -57,6 +57,11 @@ class _OfPair:
         self._computation, self._plan, self._names = computation, plan, names
         self._context = computation.context(weights)
         self._results = Results(plan, {}, {})
+        # Steps that have errors, by themselves or by what they need: the others need not be differentiated.
+        self._inexact = set[Any]()
+        for step in plan.steps:
+            if step.error is not None or any(r is not None and r.key in self._inexact for r in step.requests):
+                self._inexact.add(step.request.key)
 
     def __call__(self, one: Sequence[jax.Array], two: Sequence[jax.Array]) -> Bounds:
         trace = self._computation.program.trace
@@ -66,7 +71,7 @@ class _OfPair:
         for step in self._plan.steps:
             key, given = step.request.key, [None if r is None else wholes[r.key] for r in step.requests]
             function = as_function(self._plan, replace(context, errors=[]), step)
-            wholes[key], pulls[key] = _with_pullback(function, step.requests, given)
+            wholes[key], pulls[key] = self._with_pullback(function, step.requests, given)
             if step.error is not None:
                 needs = zip(step.needs, given, strict=False)
                 errors[key] = step.error(context, [r and self._results.adapted(r, value) for r, value in needs])
@@ -83,7 +88,7 @@ class _OfPair:
             found = [r and self._results.adapted(r, value) for r, value in zip(requests, own, strict=True)]
             return self._computation.outputs(found, None, self._names)
 
-        values, pull = _with_pullback(outputs, requests, [None if r is None else wholes[r.key] for r in requests])
+        values, pull = self._with_pullback(outputs, requests, [None if r is None else wholes[r.key] for r in requests])
         flat, unravel = ravel_pytree(values)
         total, adjoints = jnp.zeros_like(flat), dict[Any, Any]()
         _add(adjoints, pull(jax.vmap(unravel)(jnp.eye(len(flat), dtype=flat.dtype))))
@@ -96,26 +101,26 @@ class _OfPair:
             _add(adjoints, pulls[step.request.key](adjoint))
         return dict(unravel(total))
 
+    def _with_pullback(
+        self, function: Callable[..., Any], requests: Sequence[Request | None], given: Sequence[Any]
+    ) -> tuple[Any, Pullback]:
+        """The value of a function of what was requested, and what maps its adjoints, with a leading axis, to theirs."""
+        some = {
+            k: request.key
+            for k, (request, value) in enumerate(zip(requests, given, strict=True))
+            if request is not None and request.key in self._inexact and _is_real(value)
+        }
 
-def _with_pullback(
-    function: Callable[..., Any], requests: Sequence[Request | None], given: Sequence[Any]
-) -> tuple[Any, Pullback]:
-    """The value of a function of what was requested, and what maps adjoints of it, with a leading axis, to theirs."""
-    smooth = [k for k, value in enumerate(given) if value is not None and _is_real(value)]
+        def of_some(*values: Any) -> Any:
+            every = dict(enumerate(given)) | dict(zip(some, values, strict=True))
+            return function(*every.values())
 
-    def of_smooth(*some: Any) -> Any:
-        every = list(given)
-        for k, value in zip(smooth, some, strict=True):
-            every[k] = value
-        return function(*every)
+        value, pull = jax.vjp(of_some, *(given[k] for k in some))
 
-    value, pull = jax.vjp(of_smooth, *(given[k] for k in smooth))
+        def back(adjoint: Any) -> list[tuple[Any, Any]]:
+            return list(zip(some.values(), jax.vmap(pull)(adjoint), strict=True)) if some and _is_real(value) else []
 
-    def back(adjoint: Any) -> list[tuple[Any, Any]]:
-        keys = [request.key for k in smooth if (request := requests[k]) is not None]
-        return list(zip(keys, jax.vmap(pull)(adjoint), strict=True)) if smooth and _is_real(value) else []
-
-    return value, back
+        return value, back
 
 
 def _is_real(value: Any) -> bool:
