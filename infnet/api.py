@@ -36,7 +36,7 @@ from infnet.kernel import Kernel
 from infnet.model import Model
 from infnet.priors import check_readable
 from infnet.running import Options, OwnTask, Runner, Task
-from infnet.tiling import mirrored, tile_sizes
+from infnet.tiling import mirrored
 
 PyTree = Any
 
@@ -311,10 +311,10 @@ class KernelFn:
         the results of all these steps, for one pair.
 
         Args:
-            x1, x2: a few examples, as of a call. With them, which takes seconds, each row also has the share of the
-                time and the error of its kernel, and there is the error of the outputs (`error_bounds`). The time is
-                measured: each step, compiled by itself, is run on made-up numbers for as many of these examples as are
-                computed at a time. Compiled together, steps may take less.
+            x1, x2: a few examples, as of a call. With them each row also has the error of its kernel and its share of
+                the time, and there is the error of the outputs (`error_bounds`). The time is measured: each step,
+                compiled by itself, is run on made-up numbers for as many pairs as kernels are computed of at a time.
+                Compiled together, steps may take less. This takes as long as some kernels take to compile.
         """
         model = self._model
         kind, leaves = model.inputs.kind, jax.tree.leaves(model.inputs.example)
@@ -327,8 +327,7 @@ class KernelFn:
             example = self._runner.widened(kind, leaves)
             if x1 is None:
                 return explain(subject, example, self._error)
-            tile = tile_sizes(subject.plan, len(x1[0]), len(x2[0]), False)
-            return explain(subject, example, None, Found(tile, *errors))
+            return explain(subject, example, None, Found(*errors))
 
     def error_bounds(self, x1: PyTree, x2: PyTree = None, get: Any = None) -> Any:
         """Bounds on the errors that series make in the kernels of a few examples, to first order in these errors.

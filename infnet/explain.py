@@ -17,8 +17,10 @@ from infnet.nodes import Contraction, GroupedConvolution, GroupSum, Node, Repeat
 from infnet.plan import Ask, Plan, Step
 from infnet.priors import Prior
 from infnet.step_costs import step_costs
+from infnet.tiling import tile_sizes
 
 NARROW = 16
+MANY = 1000  # examples, of which the time of steps is that of a tile
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,10 @@ class Found:
     """What is known from examples.
 
     Attributes:
-        tile: how many of x1 and of x2 are computed at a time, for the time of the steps.
         step_errors: the largest relative error of a step, by the key of its request.
         errors: of the outputs.
     """
 
-    tile: tuple[int, int]
     step_errors: Mapping[Any, float]
     errors: tuple[OutputError, ...]
 
@@ -67,7 +67,8 @@ def explain(
         found: what is known from examples.
     """
     plan = subject.plan
-    costs = step_costs(subject.computation, plan, subject.weights, example, found.tile if found else None)
+    tile = tile_sizes(plan, MANY, MANY, False) if found else None
+    costs = step_costs(subject.computation, plan, subject.weights, example, tile)
     steps = [s for s in plan.steps if isinstance(s.request, Ask) and s.request.side == (1, 2)]
     size = sum(costs[s.request.key].bytes for s in steps)
     seconds = sum(costs[s.request.key].seconds or 0.0 for s in steps)
@@ -98,8 +99,10 @@ def _is_gaussian(step: Step) -> bool:
 
 
 def _exact(computation: Computation, step: Step) -> str:
-    """With the number of terms that the examples need."""
-    settled = computation.activations.get(step.request.u.index) if isinstance(step.request, Ask) else None
+    """With the number of terms that the examples need, where it is a series."""
+    if step.error is None or not isinstance(step.request, Ask):
+        return step.exact
+    settled = computation.activations.get(step.request.u.index)
     return step.exact if settled is None else settled.exact
 
 

@@ -105,11 +105,12 @@ class Explanation:
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
         """For `rich.print`: only called where rich is."""
+        from rich.box import SIMPLE_HEAD
         from rich.table import Table
         from rich.text import Text
 
         titles, *rows = self.table
-        table = Table(*titles)
+        table = Table(*titles, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for row in rows:
             table.add_row(*map(Text, row))
         yield table

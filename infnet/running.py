@@ -172,7 +172,8 @@ class Runner:
         computation = self.computation(kind)
         plan = computation.plan(names, (1, 2))
         with self.float64(kind):
-            return error_bounds(computation, plan, names, weights, *(self.widened(kind, x) for x in (x1, x2)))
+            found = error_bounds(computation, plan, names, weights, *(self.widened(kind, x) for x in (x1, x2)))
+            return jax.tree.map(np.asarray, found)
 
     # Series
 
