@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from infnet.errors import CATALOGUE, UnsupportedError
+from infnet.errors import CATALOGUE, RefusalError
 
 PAGE = Path(__file__).parents[1] / "docs/refusals.md"
 SECTION = re.compile(r"^### `(\w+)`\n\n```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.MULTILINE | re.DOTALL)
@@ -36,11 +36,11 @@ def names(page: str) -> dict[str, Any]:
     return found
 
 
-def raised(section: Section, defined: dict[str, Any]) -> UnsupportedError | None:
+def raised(section: Section, defined: dict[str, Any]) -> RefusalError | None:
     """What the model raises, as the only model of a file `model.py`."""
     try:
         exec(compile(section.code, "model.py", "exec", dont_inherit=True), dict(defined))
-    except UnsupportedError as error:
+    except RefusalError as error:
         return error
     return None
 

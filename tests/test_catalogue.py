@@ -11,7 +11,7 @@ from infnet.errors import CATALOGUE, Refusal, UnsupportedError, Where, programs
 
 TEXT = PAGE.read_text()
 SECTIONS = {section.name: section for section in sections(TEXT)}
-KINDS = "UnsupportedError", "NonGaussianError", "BatchAxisError"
+KINDS = "RefusalError", "PriorError", "UnsupportedError", "NonGaussianError", "BatchAxisError"
 
 
 @pytest.fixture(scope="module")
