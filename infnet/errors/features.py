@@ -125,7 +125,7 @@ AXES_MIXED_BY_RESHAPE = Refusal(
     "keep whole axes, or whole factors of them, together",
 )
 MIXED_AXIS_CUT = Refusal(
-    "an axis that holds positions and channels at once is cut",
+    "an axis that holds positions and channels at once, or several axes of channels, is cut",
     "infnet follows slices of positions or of channels, before they are flattened into one axis",
     "slice before the reshape",
 )

@@ -182,11 +182,6 @@ NOISE_LAWS_DIFFER = Refusal(
     "all channels must have the same law",
     "draw all of them with the same probability",
 )
-NOISE_SHARED_BY_EXAMPLES = Refusal(
-    "all examples share the same random numbers",
-    "they would not be independent",
-    "draw numbers for every example",
-)
 NOISE_SHARED_BY_CHANNELS = Refusal(
     "all channels share the same random numbers",
     "they would all be kept or dropped together, so they would not be independent at infinite width",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from infnet.errors.kinds import UnsupportedError, Where
+from infnet.errors.kinds import RefusalError, UnsupportedError, Where
 
 # Calls to paste: of `init(key, x)` and `apply(params, x)`, or of a model that was annotated.
 MONTE_CARLO = """\
@@ -51,19 +51,19 @@ class Refusal:
     what: str
     why: str
     remedy: str = ""
-    kind: type[UnsupportedError] = UnsupportedError
+    kind: type[RefusalError] = UnsupportedError
     monte_carlo: bool = True
     sampled: bool = False
 
-    def at(self, where: Where, /, **facts: Any) -> UnsupportedError:
+    def at(self, where: Where, /, **facts: Any) -> RefusalError:
         """The error for a place in the model; `facts` fill in the templates."""
         return self._made("", where, facts)
 
-    def of(self, operation: Operation, /, **facts: Any) -> UnsupportedError:
+    def of(self, operation: Operation, /, **facts: Any) -> RefusalError:
         """The error for an operation of the model, which it names first."""
         return self._made(f"`{operation.primitive.name}`: ", operation.where, facts)
 
-    def _made(self, prefix: str, where: Where, facts: dict[str, Any]) -> UnsupportedError:
+    def _made(self, prefix: str, where: Where, facts: dict[str, Any]) -> RefusalError:
         what, why, remedy = (text.format(**facts) for text in (self.what, self.why, self.remedy))
         ways = filter(None, (remedy, MONTE_CARLO if self.monte_carlo else ""))
         return self.kind(prefix + what, where=where, why=why, remedy="; or ".join(ways), refusal=self)

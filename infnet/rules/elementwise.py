@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from infnet._jax import lax_primitives as lax_p
-from infnet.errors import UnsupportedError
+from infnet.errors import RefusalError
 from infnet.errors.functions import FUNCTION_OF_TWO_FEATURES, FUNCTION_OF_VARYING_ARRAY
 from infnet.errors.parameters import PARAMETER_MEETS_FEATURE, PARAMETER_THROUGH_OPERATION
 from infnet.nodes import Param
@@ -174,7 +174,7 @@ def _affine_of_param(equation: Equation, number: float | None, power: int, place
     return None
 
 
-def _refusal(reader: Reader, equation: Equation) -> UnsupportedError:
+def _refusal(reader: Reader, equation: Equation) -> RefusalError:
     values = [reader.values[v] for v in equation.inputs]
     if any(isinstance(v, Param | ScaledParam) for v in values):
         return PARAMETER_MEETS_FEATURE.of(equation)

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 
 from infnet._jax import lax_primitives as lax_p
 from infnet.activations import recognise
-from infnet.errors import Where
+from infnet.errors import UnsupportedError, Where
 from infnet.errors.functions import DEPENDENT_FACTORS, FUNCTION_OF_TWO_FEATURES, NO_CLOSED_FORM, UNLIKE_FACTORS
 from infnet.errors.parameters import NTK_OF_SCALE_IN_PRODUCT
 from infnet.layout import Layout, filled, spread_left, spread_right
@@ -96,6 +96,7 @@ def read_quotient(reader: Reader, equation: Equation) -> None:
         raise FUNCTION_OF_TWO_FEATURES.of(equation)
     chain = jax.make_jaxpr(jnp.reciprocal)(jax.ShapeDtypeStruct((2,), jnp.float32))
     unknown = NO_CLOSED_FORM.at(where, name="1 / x", why="it is infinite at zero")
+    assert isinstance(unknown, UnsupportedError)
     segments = reader.replace_nodes(feature, lambda node: reader.elementwise(node, unknown, chain, where), inverse)
     reader.values[inverse] = Feature(feature.dims, feature.channels, segments, inverse)
     read_product(reader, replace(equation, inputs=(left, inverse)))

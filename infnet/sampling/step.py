@@ -103,7 +103,7 @@ def _step(
     reads = [AskKnown(f.var, side, f.sums) for c, side in zip(channels, sides, strict=True) for f in c.fields]
     node = request.u
     name = f"sampled {_name(node)}"
-    return Step(request, name, node.where, law.needs, evaluate, SAMPLED, tuple(dict.fromkeys(reads)), numbers)
+    return Step(request, name, node.where, law.needs, evaluate, SAMPLED, tuple(dict.fromkeys(reads)), numbers=numbers)
 
 
 def _name(node: Node) -> str:
