@@ -14,6 +14,8 @@ the kernel can still be estimated by sampling finite networks:
           or, of an annotated Flax or Haiku model,
           model.monte_carlo_kernel(jax.random.key(0), x1, x2, n_samples=100)"""
 
+SAMPLE = 'pass on_unsupported="sample" for an estimate with a standard error'
+
 
 class Named(Protocol):
     """Something that has a name: a primitive."""
@@ -65,5 +67,5 @@ class Refusal:
 
     def _made(self, prefix: str, where: Where, facts: dict[str, Any]) -> RefusalError:
         what, why, remedy = (text.format(**facts) for text in (self.what, self.why, self.remedy))
-        ways = filter(None, (remedy, MONTE_CARLO if self.monte_carlo else ""))
+        ways = filter(None, (remedy, SAMPLE if self.sampled else "", MONTE_CARLO if self.monte_carlo else ""))
         return self.kind(prefix + what, where=where, why=why, remedy="; or ".join(ways), refusal=self)
