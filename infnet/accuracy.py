@@ -22,10 +22,13 @@ from infnet.results import Results
 
 
 def series_nodes(plan: Plan) -> list[Elementwise]:
-    """The nonlinearities of a plan whose kernels are series."""
-    asked = [step.request for step in plan.steps if not isinstance(step.request, AskKnown)]
+    """The nonlinearities of a plan whose kernels are series, and not only sampled."""
+    asked = [step.request for step in plan.steps if not isinstance(step.request, AskKnown) and not step.sampled]
     nodes = {u.index: u for request in asked for u in (request.u, getattr(request, "v", request.u))}
     found = [n for n in nodes.values() if isinstance(n, Elementwise) and isinstance(n.activation, SeriesActivation)]
+    found = [
+        n for n in found if (own := variance(n.operand, 1)) is None or own.key in plan.by_key or n.operand.gaussian
+    ]
     return sorted(found, key=lambda node: node.index)
 
 

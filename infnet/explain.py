@@ -117,13 +117,18 @@ def _on_numbers(subject: Subject, error: float | None, found: Found | None) -> l
     if found is not None:
         some = [str(one) for one in found.errors if one.absolute]
         text = "besides rounding errors, to first order, the error is at most " + ", ".join(some)
-        remarks.append(text if some else "no step has an error besides rounding")
+        exact = (
+            "the kernels are sampled, with standard errors"
+            if not found.errors
+            else "no step has an error besides rounding"
+        )
+        remarks.append(text if some else exact)
     return remarks
 
 
 def _on_limits(subject: Subject, nodes: Sequence[Node]) -> list[str]:
     """What is taken for infinite, and for Gaussian."""
-    widths = [(width, node.where.module) for node in nodes if (width := _width(node)) is not None]
+    widths = [(width, node.where.module) for node in nodes if (width := width_of(node)) is not None]
     remarks = []
     if widths:
         width, module = min(widths)
@@ -142,7 +147,7 @@ def _on_limits(subject: Subject, nodes: Sequence[Node]) -> list[str]:
     return remarks
 
 
-def _width(node: Node) -> int | None:
+def width_of(node: Node) -> int | None:
     """How many channels, or heads, a node takes for infinitely many."""
     if isinstance(node, Contraction):
         return node.channels if node.operand.leaves and not isinstance(node, GroupedConvolution) else None

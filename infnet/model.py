@@ -49,6 +49,14 @@ class Model:
                     "use infnet.infer_priors(init_fn, ...), or give Prior(mean, std, shape=..., dtype=...)"
                 )
 
+    def of(self, apply_fn: Callable[..., PyTree], priors: PyTree) -> Model:
+        """Another model for the same inputs, of which the same is computed."""
+        return Model(apply_fn, priors, self.inputs, self._output, self.cross)
+
+    def picked(self, result: PyTree) -> PyTree:
+        """The outputs of which there are kernels, of what the model returns."""
+        return self._output(result) if self._output else result
+
     def program(self, kind: InputKind, float64: bool) -> Program:
         """The program of one example of this kind; `float64`: all its leaves and the parameters are float64."""
 
@@ -71,7 +79,7 @@ class Model:
     def _outputs(self, params: PyTree, *inputs: PyTree) -> list[jax.Array]:
         batch_axis = self.inputs.batch_axis
         result = self._apply_fn(params, *jax.tree.map(lambda x: jnp.moveaxis(x, 0, batch_axis), inputs))
-        picked = self._output(result) if self._output else result
+        picked = self.picked(result)
         leaves, tree = jax.tree.flatten(picked)
         if not leaves:
             raise InputError("the model returns no array")

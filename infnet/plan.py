@@ -19,6 +19,7 @@ from infnet.errors import Where
 from infnet.layout import Layout
 from infnet.nodes import ChannelSum, Node, meet, shifted
 
+SAMPLED = "sampled"
 Side = tuple[int, int]  # which example (1 or 2) the left and the right feature are evaluated on
 
 
@@ -120,8 +121,9 @@ class Step:
     """How one requested moment is computed from the moments it `needs`.
 
     `evaluate(context, results)` gets one result per need (Moments, a mean, or None for zero); what it `reads` are Known
-    variables, which it finds in the context. `error`, of the same arguments, bounds the error of the result, entry by
-    entry, where it is not exact.
+    variables, which it finds in the context. `numbers`: how many it holds at a time for a pair of examples, where
+    these are more than those of its result. `error`, of the same arguments as `evaluate`, bounds the error of the
+    result, entry by entry, where it is not exact.
     """
 
     request: Request
@@ -131,7 +133,13 @@ class Step:
     evaluate: Callable[[Any, Sequence[Any]], Any] = field(repr=False)
     exact: str = "exact"
     reads: tuple[AskKnown, ...] = ()
+    numbers: int = 0
     error: Callable[[Any, Sequence[Any]], Moments] | None = field(default=None, repr=False)
+
+    @property
+    def sampled(self) -> bool:
+        """Whether its result is an average over points, with a standard error."""
+        return self.exact == SAMPLED
 
     @property
     def requests(self) -> tuple[Request | None, ...]:

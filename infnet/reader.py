@@ -19,7 +19,7 @@ from infnet._jax import lax_primitives as lax_p
 from infnet.activations import Activation
 from infnet.errors import Refusal, RefusalError, UnsupportedError, Where
 from infnet.errors.features import SUM_OVER_CHANNELS
-from infnet.errors.functions import MAX_POOL, MAXIMUM_OVER_AXIS
+from infnet.errors.functions import MAXIMUM_OVER_AXIS
 from infnet.errors.parameters import (
     REPEATED_PARAMETER_USED,
     SLICE_OF_VARYING_WEIGHT,
@@ -350,7 +350,6 @@ NO_RULE: dict[Primitive, Refusal] = {
     lax_p.custom_jvp_call_p: OWN_DERIVATIVE,
     lax_p.custom_vjp_call_p: OWN_DERIVATIVE,
     lax_p.scan_p: LOOP_WITHOUT_STEPS,
-    lax_p.reduce_window_max_p: MAX_POOL,
     lax_p.reduce_max_p: MAXIMUM_OVER_AXIS,
     lax_p.fft_p: FOURIER_TRANSFORM,
 }

@@ -26,6 +26,8 @@ from infnet.execute import Given
 from infnet.float64 import in_float64
 from infnet.model import Model
 from infnet.propagation import error_bounds
+from infnet.sampling.points import Replicate, Sampling
+from infnet.sampling.replicates import over_replicates
 
 # The variances of other examples may be larger than those of the ones at hand.
 MARGIN = 2.0
@@ -39,6 +41,7 @@ class Options:
     precision: str
     tol: float
     q_max: float | None
+    sampling: Sampling | None = None
 
 
 class OwnTask(Protocol):
@@ -127,9 +130,13 @@ class Runner:
         key = (kind, task, tuple(computation.activations.values()))
         if key not in self._compiled:
             with self.float64(kind):
-                function = task.function(computation)
+                function = self._made(task, computation)
             self._compiled[key] = jax.jit(in_float64(function) if self._widens(kind) else function)
         return self._compiled[key]
+
+    def _made(self, task: OwnTask, computation: Computation) -> Callable[..., Any]:
+        sampling = self._options.sampling
+        return task.function(computation) if sampling is None else over_replicates(task.function, computation, sampling)
 
     def computation(self, kind: InputKind) -> Computation:
         """Of inputs of this kind, with as many terms in its series as examples have needed."""
@@ -138,7 +145,9 @@ class Runner:
                 program = self._model.program(kind, self._widens(kind))
                 # Sums of products of half-precision inputs are formed in float32.
                 dtype = jnp.promote_types(program.trace.avals[program.trace.outputs[0]].dtype, jnp.float32)
-            self._computations[kind] = Computation(program, self._options.parameterization == "ntk", dtype)
+            ntk_units, sampling = self._options.parameterization == "ntk", self._options.sampling
+            replicate = None if sampling is None else Replicate(sampling, 0)
+            self._computations[kind] = Computation(program, ntk_units, dtype, replicate=replicate)
         return self._computations[kind]
 
     def _widens(self, kind: InputKind) -> bool:
@@ -210,7 +219,7 @@ class Runner:
     def _raise_not_finite(
         self, values: Mapping[str, Any], weights: Weights, kind: InputKind, inputs: Sequence[Given]
     ) -> None:
-        kernels = [k for n in NAMES for k in values.get(n, []) if not bool(jnp.isfinite(k).all())]
+        kernels = [k for n in NAMES for k in jax.tree.leaves(values.get(n)) if not bool(jnp.isfinite(k).all())]
         first = np.argwhere(~np.isfinite(np.asarray(kernels[0])))[0]
         x1, x2, *pairs = inputs if len(inputs) > 1 else (*inputs, *inputs)
         i, j = int(first[0]), int(first[min(1, len(inputs) - 1)])
@@ -236,7 +245,9 @@ class Runner:
         for x in (x1, x2):
             if x is not None and not abstract and not traced:
                 in_parts(lambda part: self.settle(weights, kind, part), x)
-        if BY_PARAM in names or self._widens(kind):  # these stand around the whole computation
+        if (
+            BY_PARAM in names or self._widens(kind) or self._options.sampling
+        ):  # these stand around the whole computation
             pair, own = (self.function(Task("matrix", names, symmetric), kind) for symmetric in (False, True))
             block = OneStage(names, pair, own)
             return Stages(x1, x1 if x2 is None else x2, block, block.own)

@@ -40,3 +40,5 @@ from infnet_flax.layers import Sigmoid_like as Sigmoid_like
 from infnet_flax.layers import Sign as Sign
 from infnet_flax.layers import Sin as Sin
 from infnet_flax.layers import SumPool as SumPool
+from infnet_flax.verification import verify as verify
+from infnet_flax.widening import widen as widen

@@ -132,6 +132,84 @@ def empirical_kernel(
     return infnet.empirical_kernel_fn(f, **options)(x1, x2, get, params)
 
 
+def monte_carlo_kernel(
+    module: Callable[..., nnx.Module],
+    key: jax.Array,
+    x1: PyTree,
+    x2: PyTree = None,
+    n_samples: Any = None,
+    get: Any = None,
+    *,
+    target_error: float | None = None,
+    progress: bool = False,
+    **options: Any,
+) -> Any:
+    """The kernels of finite networks, on average over initialisations, with standard errors.
+
+    Args:
+        module: a function `rngs -> nnx.Module`, or a class that takes only `rngs`. A module that was made does not keep
+            its initialisers.
+        key: of the random numbers.
+        x1, x2: inputs `(n1, ...)`, `(n2, ...)`; tuples of inputs if the method takes several; None for x1 itself.
+        n_samples: how many initialisations, 100 by default; a sequence of numbers for running estimates.
+        get: "nngp", "ntk", or a tuple of them; None for both.
+        target_error, progress: as of `infnet.monte_carlo_kernel_fn`.
+        **options: `variables`, `method` and `call_kwargs` of `kernel_fn`, and options of
+            `infnet.monte_carlo_kernel_fn` (`trainable`, `batch_size`, `device_count`, ...).
+
+    Raises:
+        infnet.errors.InputError: as `infnet.monte_carlo_kernel_fn`; or `module` is not a function that makes one.
+    """
+    if n_samples is None and target_error is None:
+        n_samples = 100
+    kernel_fn = infnet.remembered_kernel_fn(_monte_carlo_kernel_fn, module, x1, options)
+    return kernel_fn.with_samples(key, n_samples, target_error=target_error, progress=progress)(x1, x2, get)
+
+
+def _monte_carlo_kernel_fn(
+    module: Callable[..., nnx.Module],
+    example_x: PyTree,
+    *,
+    variables: Any = None,
+    method: str | Callable[..., PyTree] = "__call__",
+    call_kwargs: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> infnet.MonteCarloKernelFn:
+    """The mean kernels of random networks, of a number that `with_samples` says; `example_x` is not needed."""
+    init, apply = functions(module, variables, method, call_kwargs)
+    return infnet.monte_carlo_kernel_fn(init, apply, jax.random.key(0), 1, **options)
+
+
+def functions(
+    module: Callable[..., nnx.Module],
+    variables: Any = None,
+    method: str | Callable[..., PyTree] = "__call__",
+    call_kwargs: Mapping[str, Any] | None = None,
+) -> tuple[Callable[..., PyTree], Callable[..., PyTree]]:
+    """A function that makes a module, as `init(key, *inputs) -> params` and `apply(params, *inputs) -> outputs`.
+
+    Args:
+        module: a function `rngs -> nnx.Module`.
+        variables, method, call_kwargs: as of `kernel_fn`.
+
+    Raises:
+        infnet.errors.InputError: it is a module that was made, or something else.
+    """
+    if isinstance(module, nnx.Module):
+        raise InputError(
+            "a module of NNX that was made does not keep its initialisers, so no others can be drawn: pass a function "
+            "that makes it, lambda rngs: Model(..., rngs=rngs)"
+        )
+    make = _maker(module)
+    graph, params, state = _split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+    constants = _constants(_traced(make, state)[1], params, variables)
+
+    def init(key: jax.Array, *inputs: PyTree) -> PyTree:
+        return nnx.to_pure_dict(_split(make(nnx.Rngs(key)))[1])
+
+    return init, _apply((graph, params, state), constants, method, call_kwargs)
+
+
 def _split(module: nnx.Module) -> tuple[Any, nnx.State, nnx.State]:
     """What is static, the parameters, and all other variables."""
     split: Any = nnx.split

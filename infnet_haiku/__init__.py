@@ -48,3 +48,4 @@ from infnet_haiku.layers import Sigmoid_like as Sigmoid_like
 from infnet_haiku.layers import Sign as Sign
 from infnet_haiku.layers import Sin as Sin
 from infnet_haiku.layers import SumPool as SumPool
+from infnet_haiku.verification import verify as verify

@@ -9,6 +9,7 @@ import jax
 
 import infnet
 import infnet_haiku.kernel
+import infnet_haiku.verification
 
 PyTree = Any
 
@@ -88,13 +89,11 @@ class Methods:
         key: jax.Array,
         x1: PyTree,
         x2: PyTree = None,
-        n_samples: Any = 100,
+        n_samples: Any = None,
         get: Any = None,
         *,
-        state: Mapping[str, Any] | None = None,
-        rng: jax.Array | None = None,
-        init_kwargs: Mapping[str, Any] | None = None,
-        call_kwargs: Mapping[str, Any] | None = None,
+        target_error: float | None = None,
+        progress: bool = False,
         **options: Any,
     ) -> Any:
         """The kernels of this finite network, on average over initialisations, with standard errors.
@@ -102,17 +101,53 @@ class Methods:
         Args:
             key: of the random numbers.
             x1, x2, get: as of `kernel`.
-            n_samples: how many initialisations; a sequence of numbers for running estimates.
-            state, rng, init_kwargs, call_kwargs: as of `infnet_haiku.kernel_fn`.
-            **options: of `infnet.monte_carlo_kernel_fn`.
+            n_samples: how many initialisations, 100 by default; a sequence of numbers for running estimates.
+            target_error, progress: as of `infnet.monte_carlo_kernel_fn`.
+            **options: `state`, `rng`, `init_kwargs` and `call_kwargs` of `infnet_haiku.kernel_fn`, and
+                options of `infnet.monte_carlo_kernel_fn` (`trainable`, `batch_size`, `device_count`, ...).
 
         Raises:
             infnet.errors.InputError: as `infnet.monte_carlo_kernel_fn`.
         """
-        model = infnet_haiku.kernel.functions(
-            self, x1, state=state, rng=rng, init_kwargs=init_kwargs, call_kwargs=call_kwargs
-        )
-        return infnet.monte_carlo_kernel_fn(model.init, model.apply, key, n_samples, **options)(x1, x2, get)
+        if n_samples is None and target_error is None:
+            n_samples = 100
+        kernel_fn = infnet.remembered_kernel_fn(_monte_carlo_kernel_fn, self, x1, options)
+        return kernel_fn.with_samples(key, n_samples, target_error=target_error, progress=progress)(x1, x2, get)
+
+    def verify(self: Any, x: PyTree, key: jax.Array, **options: Any) -> infnet.Verification:
+        """Compare the kernel of this model with those of random networks of it, at growing widths.
+
+        Args:
+            x: a few examples, an input or a tuple of inputs.
+            key: of the random networks.
+            **options: of `infnet_haiku.verify`: `widen`, ...
+
+        Raises:
+            infnet.errors.InfnetError: as `infnet_haiku.verify`.
+        """
+        return infnet_haiku.verification.verify(self, x, key, **options)
+
+
+def _monte_carlo_kernel_fn(
+    transformed: Any,
+    example_x: PyTree,
+    *,
+    state: Mapping[str, Any] | None = None,
+    rng: jax.Array | None = None,
+    init_kwargs: Mapping[str, Any] | None = None,
+    call_kwargs: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> infnet.MonteCarloKernelFn:
+    """The mean kernels of random networks, of a number that `with_samples` says."""
+    model = infnet_haiku.kernel.functions(
+        transformed,
+        example_x,
+        state=state,
+        rng=rng,
+        init_kwargs=init_kwargs,
+        call_kwargs=call_kwargs,
+    )
+    return infnet.monte_carlo_kernel_fn(model.init, model.apply, jax.random.key(0), 1, **options)
 
 
 def _empirical_kernel_fn(transformed: Any, **options: Any) -> Callable[..., Any]:

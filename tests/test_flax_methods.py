@@ -165,6 +165,31 @@ def test_monte_carlo_kernels_have_the_state_of_the_limit():
     np.testing.assert_allclose(one, 4 * two, rtol=1e-4)
 
 
+def test_monte_carlo_kernels_are_compiled_once():
+    """For all keys and numbers of networks; options are those of the functions that they go to."""
+    calls = []
+
+    class Counted(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            calls.append(x)
+            return nn.Dense(3)(x)
+
+    model = infnet_flax.annotate(Counted())
+    options = {"get": "nngp", "implementation": "jacobian_contraction"}
+    whole = model.monte_carlo_kernel(jax.random.key(0), X, Y, **options)
+    assert whole.n_samples == 100
+    traced = len(calls)
+    other = model.monte_carlo_kernel(jax.random.key(1), X, Y, 10, **options)
+    assert len(calls) == traced
+    assert not np.allclose(whole.mean, other.mean)
+    tiled = model.monte_carlo_kernel(jax.random.key(1), X, Y, 10, batch_size=2, **options)
+    np.testing.assert_allclose(tiled.mean, other.mean, rtol=1e-6)
+    found = model.monte_carlo_kernel(jax.random.key(1), X, Y, target_error=0.2, **options)
+    assert found.target_reached
+    assert found.relative_error < 0.2
+
+
 def test_variables_are_what_init_returns():
     model, variables = made(MLP(), X)
     for use in (

@@ -221,3 +221,16 @@ def test_monte_carlo_kernels_are_those_of_the_limit():
         z = (estimate.mean - getattr(limit, name)) / estimate.standard_error
         assert np.abs(z).max() < 4.5, name
         assert (estimate.standard_error < 0.1 * np.abs(limit.ntk).max()).all()
+
+
+def test_kernels_are_verified_at_growing_widths():
+    def net(width):
+        return infnet_haiku.transform(lambda x: hk.nets.MLP([width, 8])(x))
+
+    x, key = np.float32(X[:2]), jax.random.key(1)
+    report = net(16).verify(
+        x, key, widen=lambda m: net(16 * m), multipliers=(1, 2), n_samples=200, gaussian_first_layer=True
+    )
+    assert report.multipliers == (1, 2)
+    assert not report.deviates, str(report)
+    assert net(16).verify(x, key, n_samples=200).multipliers == (1,)

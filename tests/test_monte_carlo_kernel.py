@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -80,9 +82,129 @@ def test_options_several_inputs_and_outputs():
     assert np.all(found["one"]["w"].standard_error == 0)  # it does not depend on the parameters
 
 
-def test_refusals():
-    for n_samples in (0, 1.5, [], [2, 1], [1, 1], True, "many"):
+@pytest.fixture(scope="module")
+def limit():
+    return infnet.kernel_fn(apply, infnet.infer_priors(init, X1), X1)(X1, X2)
+
+
+@pytest.fixture(scope="module")
+def kernel_fn():
+    return infnet.monte_carlo_kernel_fn(init, apply, KEYS[0], 8)
+
+
+REPETITIONS = quick_keys(jax.random.key(9), 200)
+
+
+def coverage(repeated, expected):
+    """The share of 95 % intervals, of all repetitions and entries, that cover what is expected."""
+    low, high = repeated.interval(0.95)
+    return float(np.mean((low <= expected) & (expected <= high)))
+
+
+@pytest.mark.parametrize("n_samples", [5, 40])
+def test_intervals_cover_the_limit(kernel_fn, limit, n_samples):
+    """The mean kernels of this network are those of its limit, so nothing but noise is between them.
+
+    With 5 samples, 1.96 standard errors would cover 88 %: the quantile of Student's t is 2.78.
+    """
+
+    @jax.jit
+    @jax.vmap
+    def repeated(key):
+        return kernel_fn.with_samples(key, n_samples)(X1, X2)
+
+    found = repeated(REPETITIONS)
+    for name in ("nngp", "ntk"):
+        assert 0.9 < coverage(getattr(found, name), getattr(limit, name)) < 0.98
+
+
+def test_intervals_cover_the_limit_where_the_target_decides(kernel_fn, limit):
+    found = [kernel_fn.with_samples(key, target_error=0.04)(X1, X2, "nngp") for key in REPETITIONS]
+    assert all(estimate.target_reached and estimate.relative_error <= 0.04 for estimate in found)
+    counts = {estimate.n_samples for estimate in found}
+    assert 64 < min(counts) < max(counts) < 1000
+    covered = np.mean([coverage(estimate, limit.nngp) for estimate in found])
+    assert 0.9 < covered < 0.98
+
+
+def test_a_target_that_is_not_reached_says_so(kernel_fn):
+    found = kernel_fn.with_samples(KEYS[1], 100, target_error=1e-3)(X1)
+    assert [e.target_reached for e in found] == [False, False]
+    assert [e.n_samples for e in found] == [100, 100]
+    fixed = kernel_fn.with_samples(KEYS[1], 100)(X1)
+    np.testing.assert_allclose(found.ntk.mean, fixed.ntk.mean, rtol=1e-5)  # the same networks
+    assert fixed.ntk.target_reached is None
+    size, error = (np.linalg.norm(x) for x in (found.ntk.mean, found.ntk.standard_error))
+    assert np.isclose(found.ntk.relative_error, error / size)
+
+
+def test_intervals_are_those_of_student():
+    """Quantiles of the table of t: 12.706 for one degree of freedom, 2.776 for four, 1.960 in the limit."""
+    for n, quantile in ((2, 12.706), (5, 2.776), (10**6, 1.960)):
+        low, high = infnet.Estimate(jnp.ones(2), jnp.full(2, 0.5), n).interval()
+        np.testing.assert_allclose([low, high], [[1 - quantile / 2] * 2, [1 + quantile / 2] * 2], rtol=1e-3)
+    assert np.isinf(infnet.Estimate(jnp.ones(2), jnp.full(2, jnp.inf), 1).interval(0.5)).all()
+    for level in (0, 1, 95, True):
+        with pytest.raises(InputError, match="probability"):
+            infnet.Estimate(jnp.ones(2), jnp.ones(2), 5).interval(level)
+
+
+def linear(params, x):
+    return x @ params
+
+
+@pytest.mark.parametrize("options", [{"n_samples": [2, 7]}, {"target_error": 0.5}])
+def test_in_tiles(options):
+    """The same networks, also for one number of them after another, or to a target; given at the call or before."""
+
+    def made(**more):
+        return infnet.monte_carlo_kernel_fn(
+            lambda key, x: jax.random.normal(key, (4, 2)),
+            linear,
+            KEYS[0],
+            implementation="jacobian_contraction",
+            **more,
+        )
+
+    whole = made(**options)
+    for tiled in (whole(X1, X2, batch_size=(2, 1)), made(batch_size=2, **options)(X1, X2)):
+        pairs = [(tiled, whole(X1, X2))] if "target_error" in options else list(zip(tiled, whole(X1, X2), strict=True))
+        for found, estimate in pairs:
+            assert jax.tree.structure(found) == jax.tree.structure(estimate)
+            for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(estimate), strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)
+
+
+def test_a_bar_counts_networks(kernel_fn, capsys, monkeypatch):
+    pytest.importorskip("tqdm")
+    shown = kernel_fn.with_samples(KEYS[0], 20, progress=True)(X1)
+    assert "20/20" in capsys.readouterr().err
+    silent = kernel_fn.with_samples(KEYS[0], 20)(X1)
+    assert not capsys.readouterr().err
+    for name in ("nngp", "ntk"):
+        one, other = getattr(shown, name), getattr(silent, name)
+        np.testing.assert_allclose(one.mean, other.mean, rtol=1e-5)
+        np.testing.assert_allclose(one.standard_error, other.standard_error, rtol=1e-4)
+    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
+    with pytest.raises(InputError, match="needs tqdm"):
+        kernel_fn.with_samples(KEYS[0], 2, progress=True)(X1)
+
+
+def test_refusals(kernel_fn):
+    for n_samples in (0, 1.5, [], [2, 1], [1, 1], True, "many", None):
         with pytest.raises(InputError, match="n_samples must be"):
             infnet.monte_carlo_kernel_fn(init, apply, KEYS[0], n_samples)
+    for target in (0, -1, "small", True):
+        with pytest.raises(InputError, match="target_error must be a positive number"):
+            infnet.monte_carlo_kernel_fn(init, apply, KEYS[0], target_error=target)
+    with pytest.raises(InputError, match="the largest number"):
+        kernel_fn.with_samples(KEYS[0], [1, 2], target_error=0.1)
+    to_target = kernel_fn.with_samples(KEYS[0], target_error=0.1)
+    with pytest.raises(InputError, match=r"give n_samples instead"):
+        jax.jit(to_target)(X1)
+    with pytest.raises(InputError, match="without target_error"):
+        infnet.batch(to_target)(X1)
+    with pytest.raises(InputError, match="unknown option 'batchsize'"):
+        kernel_fn(X1, batchsize=2)
     with pytest.raises(InputError, match="get must be"):
-        infnet.monte_carlo_kernel_fn(init, apply, KEYS[0], 1)(X1, get="kernel")
+        kernel_fn(X1, get="kernel")

@@ -387,3 +387,16 @@ def test_refusals_name_the_line():
 
     with pytest.raises(UnsupportedError, match=r"(?s)not divided by their number.*test_nnx.py.*scores divided by sqrt"):
         infnet_flax.kernel_fn(Attends, jnp.asarray(IMAGES[:, 0], jnp.float32))
+
+
+def test_monte_carlo_kernels_of_what_makes_a_module():
+    """Of a linear layer: K = s^2 x x' + b^2 at any width."""
+    make = _sequential(partial(nnx.Linear, 5, 40, kernel_init=normal, bias_init=biases))
+    found = infnet_flax.nnx.monte_carlo_kernel(make, jax.random.key(0), X, n_samples=100)
+    limit = infnet_flax.kernel_fn(make, X)(X)
+    for name in ("nngp", "ntk"):
+        estimate = getattr(found, name)
+        assert np.abs((estimate.mean - getattr(limit, name)) / (estimate.standard_error + 1e-6)).max() < 4
+    assert found.nngp.standard_error.max() < 0.1 * np.abs(limit.nngp).max()
+    with pytest.raises(InputError, match="pass a function that makes it"):
+        infnet_flax.nnx.monte_carlo_kernel(make(nnx.Rngs(0)), jax.random.key(0), X)

@@ -88,7 +88,7 @@ class BatchedKernelFn:
             raise InputError(f"store_on_device must be True or False, not {store_on_device!r}")
         self.kernel_fn = kernel_fn
         self._sizes = _sizes(batch_size)
-        self._mesh = _mesh(device_count) if mesh is None else _checked(mesh, device_count)
+        self._mesh = local_mesh(device_count) if mesh is None else _checked(mesh, device_count)
         self._store_on_device = store_on_device
 
     def __call__(self, x1: PyTree, x2: PyTree = None, *args: Any, **kwargs: Any) -> PyTree:
@@ -178,8 +178,12 @@ def _sizes(batch_size: BatchSize) -> tuple[int, int] | None:
     return int(pair[0]), int(pair[1])
 
 
-def _mesh(device_count: int) -> Mesh:
-    """The first devices of this process, which share rows."""
+def local_mesh(device_count: int) -> Mesh:
+    """The first devices of this process, which share rows.
+
+    Raises:
+        InputError: there are not so many, or this is no number.
+    """
     devices = jax.local_devices()
     if isinstance(device_count, bool) or not isinstance(device_count, int | np.integer) or device_count < -1:
         raise InputError(f"device_count must be -1 for all devices, or a number of them, not {device_count!r}")

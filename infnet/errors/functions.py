@@ -25,16 +25,19 @@ TWO_NONLINEARITIES = Refusal(
     "the joint moment of two different nonlinearities, {one} and {two}",
     "they act on dependent fields, and infnet knows no closed form for these two together",
     "use the same activation on both branches",
+    sampled=True,
 )
 UNKNOWN_PAIR = Refusal(
     "the joint moment of {one} and {two}",
     "the two depend on each other, and infnet has no rule for their moment yet",
+    sampled=True,
 )
 NO_CLOSED_FORM = Refusal(
     "the activation `{name}` has no known closed form yet",
     "{why}",
     "supported are piecewise polynomials and exponentials (relu6, hard_tanh, elu, ...), sums of powers times "
     "exponentials, sines and cosines, polynomials times erf(b * x + c) (the exact gelu), and smooth functions",
+    sampled=True,
 )
 _FOR_SERIES = "allow a larger error (tol=); or use an activation with a closed form, or smaller weights"
 SERIES_DIVERGES = Refusal(
@@ -42,6 +45,7 @@ SERIES_DIVERGES = Refusal(
     "after {terms} terms, at variances up to 1, the series' relative error is only known to be below {phi:.1e} (below "
     "{slope:.1e} for its derivative): the function has kinks, jumps, poles or NaNs, or grows too fast",
     _FOR_SERIES,
+    sampled=True,
 )
 SERIES_TOO_SLOW = Refusal(
     "the Hermite series of the activation `{name}` converges too slowly",
@@ -64,7 +68,7 @@ FUNCTION_OF_VARYING_ARRAY = Refusal(
 # Maxima
 
 MAX_POOL = Refusal(
-    "no kernel rule for this operation on ({operands})",
+    "the maximum over windows of positions (max-pooling)",
     "the maximum of several random values is not a linear map, and its law at infinite width has no closed form",
     "use `nn.avg_pool`",
     sampled=True,
@@ -83,6 +87,7 @@ DEPENDENT_FACTORS = Refusal(
     "Gaussian, as in the gates of a GRU or LSTM",
     "multiply features of different weights, each with a Dense or Conv layer of its own",
     kind=NonGaussianError,
+    sampled=True,
 )
 UNLIKE_FACTORS = Refusal(
     "the moment of a product of features",
@@ -98,6 +103,26 @@ PRODUCT_OF_UNLIKE_CHANNELS = Refusal(
     "products of features whose channels are not alike",
     "inputs were added or concatenated, so the mean of the products over channels is not that of a single channel",
     "put a Dense or Conv layer before the product",
+)
+
+# Moments that are sampled
+
+NOT_SAMPLED = Refusal(
+    "{what}; and it cannot be sampled",
+    "{why}; and {node} ({place}) is no function of Gaussian fields channel by channel, of which every other channel "
+    "would be an independent copy",
+)
+TOO_MANY_POSITIONS = Refusal(
+    "{what}; and it is too large to be sampled",
+    "{why}; and a pair of examples has {entries} pairs of positions that depend on {width} Gaussian variables each, "
+    "which take {size:.1f} GiB",
+    "use smaller images, or flatten in place of a mean over positions, which needs fewer pairs",
+)
+DERIVATIVE_OF_SAMPLES = Refusal(
+    "the derivative of a kernel that is sampled",
+    "the derivative of an average over points is not the derivative of the integral, where a function has kinks",
+    "take differences of kernels with the same seed, or differentiate a model whose kernel has a closed form",
+    monte_carlo=False,
 )
 
 # Operations with a kernel rule of their own

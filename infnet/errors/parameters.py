@@ -172,12 +172,14 @@ NTK_OF_REUSED_SCALE = Refusal(
     "the NTK of this model: a trained scale is used twice, in different ways or with other layers between the two uses",
     _RANDOM_DERIVATIVES,
     _NNGP,
+    sampled=True,
 )
 NTK_OF_SHARED_SCALE = Refusal("the NTK of this model: all channels share one trained scale", _RANDOM_DERIVATIVES, _NNGP)
 NTK_OF_SCALE_BEHIND_NONLINEARITY = Refusal(
     "the NTK of this model: a trained scale reaches a nonlinearity other than by sums and maps of positions",
     _RANDOM_DERIVATIVES,
     _NNGP,
+    sampled=True,
 )
 NTK_OF_SCALE_NOT_PER_CHANNEL = Refusal(
     "the NTK of this model: before a nonlinearity, a trained scale that is not one number per channel",
@@ -185,7 +187,7 @@ NTK_OF_SCALE_NOT_PER_CHANNEL = Refusal(
     _NNGP,
 )
 NTK_OF_SCALE_IN_PRODUCT = Refusal(
-    "the NTK of this model: a trained scale multiplies a factor of a product", _RANDOM_DERIVATIVES, _NNGP
+    "the NTK of this model: a trained scale multiplies a factor of a product", _RANDOM_DERIVATIVES, _NNGP, sampled=True
 )
 NTK_OF_SCALE_BEFORE_CUSTOM = Refusal(
     "the NTK of this model: a trained scale before `{operation!r}`", _RANDOM_DERIVATIVES, _NNGP

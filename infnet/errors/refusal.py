@@ -13,6 +13,8 @@ the kernel can still be estimated by sampling finite networks:
           infnet.monte_carlo_kernel_fn(init, apply, jax.random.key(0), n_samples=100)(x1, x2)
           or, of an annotated Flax or Haiku model,
           model.monte_carlo_kernel(jax.random.key(0), x1, x2, n_samples=100)"""
+# An option of `kernel_fn`, for what can be sampled within an infinitely wide network.
+SAMPLE = 'try on_unsupported="sample", which estimates such moments, with standard errors'
 
 
 class Named(Protocol):
@@ -45,7 +47,7 @@ class Refusal:
         remedy: what to do instead; a template too, empty if there is nothing but to sample networks.
         kind: of the error.
         monte_carlo: whether sampling finite networks is a way out.
-        sampled: whether a single channel, or pair of channels, can be sampled where the closed form ends.
+        sampled: whether `on_unsupported="sample"` estimates it, from points at which a single channel is evaluated.
     """
 
     what: str
@@ -65,5 +67,5 @@ class Refusal:
 
     def _made(self, prefix: str, where: Where, facts: dict[str, Any]) -> RefusalError:
         what, why, remedy = (text.format(**facts) for text in (self.what, self.why, self.remedy))
-        ways = filter(None, (remedy, MONTE_CARLO if self.monte_carlo else ""))
+        ways = filter(None, (remedy, SAMPLE if self.sampled else "", MONTE_CARLO if self.monte_carlo else ""))
         return self.kind(prefix + what, where=where, why=why, remedy="; or ".join(ways), refusal=self)

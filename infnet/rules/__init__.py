@@ -13,6 +13,7 @@ import infnet.rules.custom
 import infnet.rules.index_linear
 import infnet.rules.indexing
 import infnet.rules.matrix
+import infnet.rules.maximum
 from infnet.errors import UnsupportedError
 from infnet.errors.features import EMPTY_RESULT
 from infnet.errors.parameters import PARAMETER_THROUGH_OPERATION

@@ -45,6 +45,7 @@ from infnet.nodes import (
     SummedPart,
     Term,
     Unfolded,
+    WindowMax,
 )
 from infnet.plan import Ask, AskMean, Request, Step, ask, variance
 from infnet.primitives.stored import stored
@@ -54,7 +55,7 @@ from infnet.rules.rearrange import in_dim_order
 from infnet.trace import Equation, is_elementwise
 from infnet.variation import long_axes
 
-WITH_OPERAND = (Aggregation, Custom, Dropped, Elementwise, GroupSum, IndexLinear, Scaled, Unfolded)
+WITH_OPERAND = (Aggregation, Custom, Dropped, Elementwise, GroupSum, IndexLinear, Scaled, Unfolded, WindowMax)
 ROUNDING = 1e-3  # of the product of a sum's factor and the number of channels
 SHAPE_ONLY = frozenset(
     {

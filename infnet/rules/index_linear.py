@@ -203,7 +203,15 @@ def read_sum(reader: Reader, equation: Equation) -> None:
 @READS.register(lax_p.reduce_window_sum_p)
 def read_pool(reader: Reader, equation: Equation) -> None:
     """Average and sum pooling."""
-    var, (out,), params = equation.inputs[0], equation.outputs, equation.params
+    feature, windows = windows_of(reader, equation)
+    (out,) = equation.outputs
+    segments = mapped(reader, equation, feature, Pool(feature.sizes, windows), "pool", out)
+    reader.values[out] = Feature(feature.dims, feature.channels, segments, out)
+
+
+def windows_of(reader: Reader, equation: Equation) -> tuple[Feature, tuple[Window, ...]]:
+    """What is pooled, and the windows on its axes of positions."""
+    var, params = equation.inputs[0], equation.params
     windows = [
         Window(size, stride, dilation, low, high)
         for size, stride, dilation, (low, high) in zip(
@@ -223,8 +231,7 @@ def read_pool(reader: Reader, equation: Equation) -> None:
         if feature.dims[d][0].is_channel:
             raise CHANNELS_POOLED.of(equation)
         per_axis[feature.dims[d][0].number] = windows[d]
-    segments = mapped(reader, equation, feature, Pool(feature.sizes, tuple(per_axis)), "pool", out)
-    reader.values[out] = Feature(feature.dims, feature.channels, segments, out)
+    return feature, tuple(per_axis)
 
 
 @READS.register(lax_p.concatenate_p)

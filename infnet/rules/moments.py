@@ -37,6 +37,7 @@ from infnet.nodes import (
     Scaled,
     Sum,
     Unfolded,
+    WindowMax,
 )
 from infnet.plan import Ask, AskKnown, AskMean, Moments, Request, Step
 from infnet.rules.channel_sums import channel_sum_step
@@ -48,6 +49,7 @@ from infnet.rules.heads import group_sum_step, mean_of_repeated, repeated_step
 from infnet.rules.known import known_step, reads_of
 from infnet.rules.linear import LINEAR, index_map, linear_step
 from infnet.rules.lookup import lookup_step
+from infnet.rules.maximum import refuse_maximum
 from infnet.rules.nonlinear import mean_of_elementwise, mixed_step, nonlinear_step
 from infnet.rules.products import mean_of_product, product_step
 from infnet.rules.random_input import mean_of_random_input, random_input_step
@@ -75,6 +77,8 @@ def _rule(request: Ask | AskMean) -> Step:
         return _independent(request)
     if isinstance(u, LINEAR) or isinstance(v, LINEAR):
         return linear_step(request)
+    if isinstance(u, WindowMax) or isinstance(v, WindowMax):
+        refuse_maximum(request, u, v)
     if isinstance(u, Product) or isinstance(v, Product):
         return product_step(request)
     if isinstance(u, GroupedConvolution) or isinstance(v, GroupedConvolution):
@@ -204,4 +208,5 @@ MEANS: dict[type[Node], Callable[[AskMean, Any], Step]] = {
     Repeated: mean_of_repeated,
     InputFeature: mean_of_random_input,
     ChannelSum: channel_sum_step,
+    WindowMax: refuse_maximum,
 }

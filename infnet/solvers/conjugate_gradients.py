@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from infnet.errors import InputError, NumericalError
+from infnet.progress import bar
 from infnet.solvers.operators import Operator
 from infnet.solvers.products import Matrix
-from infnet.solvers.progress import bar
 
 STRICTER = 0.5  # what the updated residual must reach, relative to what the true one must
 ROUNDING = float(np.finfo(np.float64).eps) ** 0.5

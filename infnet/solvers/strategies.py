@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from infnet.errors import InputError, NumericalError
+from infnet.progress import bar
 from infnet.solvers import host_cholesky, sharded_cholesky
 from infnet.solvers.conjugate_gradients import Prepared, Solution, tolerance, variances
 from infnet.solvers.low_rank import APPROXIMATIONS, LowRank
 from infnet.solvers.operators import Operator, Sharded, Stored, load, operator
 from infnet.solvers.products import Matrix
-from infnet.solvers.progress import bar
 
 LADDER = (1, 10, 100, 1000)
 

@@ -78,9 +78,21 @@ def every_kernel():
         yield f"{get} {other is None}", differing(batched(x1, other, get), kernel_fn(x1, other, get))
 
 
+def every_network():
+    """Monte Carlo: devices that share the networks, or with tiles the examples."""
+
+    def init(key, x):
+        return jax.tree.map(lambda p: jax.random.normal(key, p.shape), PRIORS, is_leaf=lambda p: hasattr(p, "shape"))
+
+    x = {"a": X1[:5], "mask": X1[:5] > 0}
+    kernel_fn = infnet.monte_carlo_kernel_fn(init, network, jax.random.key(0), [3, 11])
+    for options in ({"device_count": 8}, {"device_count": 2}, {"batch_size": 2, "device_count": 2}):
+        yield f"Monte Carlo {options}", differing(list(kernel_fn(x, **options)), list(kernel_fn(x)))
+
+
 def main():
     """Print what differs, by case."""
-    found = dict(itertools.chain(every_size(), every_kernel()))
+    found = dict(itertools.chain(every_size(), every_kernel(), every_network()))
     print(json.dumps({"cases": len(found), "wrong": {name: what for name, what in found.items() if what is not None}}))
 
 

@@ -22,7 +22,7 @@ def bar(wanted: bool, label: str, total: int, unit: str) -> Iterator[Any]:
     """A progress bar where one is wanted; what it yields has `update(n)` and `set_postfix_str(text)`.
 
     Raises:
-      InputError: one is wanted and tqdm is not installed.
+        InputError: one is wanted and tqdm is not installed.
     """
     if not wanted:
         yield _Silent()

@@ -1,0 +1,243 @@
+"""`verify`: a kernel function against random networks of the model, at growing widths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from infnet.arguments import BY_PARAM, example_args, positive
+from infnet.errors import InputError
+from infnet.priors import infer_priors, path_name
+from infnet.verification.first_layer import FirstWeight, not_gaussian
+from infnet.verification.networks import KINDS, Functions, Networks
+from infnet.verification.report import Comparison, Verification
+from infnet.verification.trend import detectable, fit, threshold
+
+PyTree = Any
+# Networks of each width at first, whose variance says how many are needed; and how many times as many at a time.
+FEWEST, GROWTH = 200, 8
+
+
+def verify(
+    kernel_fn: Any,
+    init_fn: Callable[..., PyTree],
+    apply_fn: Callable[..., PyTree],
+    x: PyTree,
+    key: jax.Array,
+    *,
+    widen: Callable[[int], Sequence[Any]] | None = None,
+    multipliers: Sequence[int] = (1, 2, 4),
+    resolution: float = 0.05,
+    n_samples: int = 10_000,
+    level: float = 1e-3,
+    gaussian_first_layer: bool = False,
+    progress: bool = False,
+    remarks: Sequence[str] = (),
+) -> Verification:
+    """Compare a kernel function with the mean kernels of random networks of the model, at growing widths.
+
+    The relative deviation of the NNGP, of the NTK and of the share of every parameter in it is fitted as δ + c / width
+    in every entry, and δ is compared with its standard error (`infnet/verification/trend.py` has the formulas and their
+    sources). Shares are compared one by one because in the NTK as a whole those of biases and of first layers are
+    themselves of the order of 1 / width, where a wrong one would not be seen. The model is called as any function is;
+    nothing of how the kernel is computed enters, but for the laws of parameters if `gaussian_first_layer`, or in the
+    "ntk" parameterization.
+
+    The report has passed if no entry deviates by more than chance allows, with a probability of false alarms of at most
+    `level`, and a deviation of 10 % in any entry would have been found. It says which one would have been.
+
+    Args:
+        kernel_fn: a `KernelFn` of the model.
+        init_fn: `(key, *inputs) -> params`.
+        apply_fn: `(params, *inputs) -> outputs`, with a leading batch axis; what `kernel_fn` picks of the outputs
+            (`output=`) is picked here too.
+        x: a few examples, an input or a tuple of inputs. Two to five that are not alike will do: what is verified is
+            the rule, and time grows with their number.
+        key: of the random networks.
+        widen: `multiplier -> (init_fn, apply_fn)`, or `(init_fn, apply_fn, kernel_fn)`: the model with all hidden
+            widths multiplied, and its kernel function, which by default is made as `kernel_fn` was. Without it,
+            networks of the model's own width are drawn, whose deviation from the limit is allowed for: only mistakes
+            that are larger can be found.
+        multipliers: of the width. Where they are too narrow for a deviation of c / width, more is allowed for.
+        resolution: the relative deviation that is to be found; it decides how many networks are drawn.
+        n_samples: at most so many networks, of the smallest multiplier. Of others there are fewer, in proportion to
+            1 / multiplier, as their kernels vary less.
+        level: the probability that a right kernel fails, at most.
+        gaussian_first_layer: draw the weights that meet the inputs from normal laws of the same mean and standard
+            deviation. Others (such as truncated normal ones, Flax's and Haiku's default) make networks of any width
+            deviate from the limit if there are few inputs; otherwise the report says by how much, and allows for it.
+        progress: whether to show progress bars, with tqdm.
+        remarks: what else the report should say.
+
+    Raises:
+        InputError: an argument is of the wrong kind; `widen` does not multiply all hidden widths, or changes the
+            kernel's shape; the model has outputs whose kernels cannot be sampled.
+    """
+    _check(kernel_fn, multipliers, n_samples, level)
+    goal = positive("resolution", resolution)
+    given = Functions(init_fn, _picking(kernel_fn, apply_fn), kernel_fn)
+    multipliers = tuple(multipliers) if widen is not None else (1,)
+    models = [given if m == 1 or widen is None else _widened(widen, m, given, x) for m in multipliers]
+    non_gaussian = not_gaussian(given, x)
+    normal = {weight.leaf: weight.prior for weight in non_gaussian} if gaussian_first_layer else {}
+    networks = [Networks(model, x, jax.random.fold_in(key, k), normal) for k, model in enumerate(models)]
+    kernels = [jax.tree.map(lambda a: np.asarray(a, np.float64), m.kernel_fn(x, None, KINDS)) for m in models]
+    rounding = float(np.finfo(kernel_fn.computation.dtype).eps) ** 0.5
+    extra = rounding + (0.0 if gaussian_first_layer else max((w.effect for w in non_gaussian), default=0.0))
+    count = min(FEWEST, n_samples)
+    while True:
+        for m, of_width in zip(multipliers, networks, strict=True):
+            of_width.draw(max(min(FEWEST, n_samples), round(count * multipliers[0] / m)), f"{m} x the width", progress)
+        comparisons, finite = _compared(multipliers, networks, kernels, extra)
+        entries = sum(one.trend.intercept.size for one in comparisons)
+        limit = threshold(level, entries, min(of_width.count for of_width in networks))
+        noise, allowance = detectable([one.trend for one in comparisons], limit)
+        wanted = max(goal - allowance, goal / 2)
+        if not finite or noise <= wanted or count == n_samples:
+            break
+        count = min(n_samples, int(count * min(max((noise / wanted) ** 2, 1.2), GROWTH)))
+    remarks = [*remarks, *_remarks(models, non_gaussian, gaussian_first_layer, allowance)]
+    return Verification(
+        comparisons=tuple(comparisons),
+        multipliers=tuple(map(float, multipliers)),
+        n_samples=tuple(of_width.count for of_width in networks),
+        level=level,
+        threshold=limit,
+        resolution=noise + allowance,
+        remarks=tuple(remarks),
+        finite=finite,
+    )
+
+
+def _check(kernel_fn: Any, multipliers: Any, n_samples: Any, level: Any) -> None:
+    if not all(hasattr(kernel_fn, name) for name in ("computation", "weights", "with_model")):
+        raise InputError(f"kernel_fn must be an infnet.KernelFn, as of stax kernel_fn.at(x), not {kernel_fn!r}")
+    numbers = list(multipliers) if isinstance(multipliers, Sequence) else []
+    if not numbers or any(isinstance(m, bool) or not isinstance(m, int) or m < 1 for m in numbers):
+        raise InputError(f"multipliers must be positive integers, not {multipliers!r}")
+    if sorted(set(numbers)) != numbers:
+        raise InputError(f"multipliers must increase, not {multipliers!r}")
+    if isinstance(n_samples, bool) or not isinstance(n_samples, int) or n_samples < FEWEST:
+        raise InputError(
+            f"n_samples must be at least {FEWEST}, not {n_samples!r}: the standard errors of fewer are not known"
+        )
+    if isinstance(level, bool) or not 0 < level < 1:
+        raise InputError(f"level must be a probability, not {level!r}")
+
+
+def _picking(kernel_fn: Any, apply_fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
+    def apply(params: PyTree, *inputs: PyTree) -> PyTree:
+        return kernel_fn.outputs_of(apply_fn(params, *inputs))
+
+    return apply
+
+
+def _widened(widen: Callable[[int], Sequence[Any]], multiplier: int, given: Functions, x: PyTree) -> Functions:
+    """The model of another width, with its kernel function."""
+    made = widen(multiplier)
+    if not isinstance(made, Sequence) or len(made) not in (2, 3):
+        raise InputError(f"widen must return (init_fn, apply_fn) or (init_fn, apply_fn, kernel_fn), not {made!r}")
+    init, apply = made[:2]
+    kernel_fn = made[2] if len(made) == 3 else given.kernel_fn.with_model(apply, infer_priors(init, *example_args(x)))
+    narrow, wide = given.kernel_fn.hidden_widths, kernel_fn.hidden_widths
+    if len(narrow) != len(wide):
+        raise InputError(f"widen({multiplier}) has {len(wide)} hidden layers, but the model has {len(narrow)}")
+    for (width, module), (other, _) in zip(narrow, wide, strict=True):
+        if other != multiplier * width:
+            raise InputError(
+                f"widen({multiplier}) must multiply all hidden widths by {multiplier}, but what {module or 'a layer'} "
+                f"takes for infinitely many channels or heads goes from {width} to {other}"
+            )
+    return Functions(init, _picking(kernel_fn, apply), kernel_fn)
+
+
+def _compared(
+    multipliers: Sequence[int], networks: Sequence[Networks], kernels: Sequence[PyTree], extra: float
+) -> tuple[list[Comparison], bool]:
+    """The comparison of every kernel of every output, and whether all is finite."""
+    moments = [of_width.means_and_variances for of_width in networks]
+    counts = [of_width.count for of_width in networks]
+    found, finite = [], True
+    with_paths, _ = jax.tree_util.tree_flatten_with_path(kernels[0])
+    for k, (path, _) in enumerate(with_paths):
+        kernel, mean, variance = (
+            [jax.tree.leaves(tree)[k] for tree in trees]
+            for trees in (kernels, [m for m, _ in moments], [v for _, v in moments])
+        )
+        if not all(np.isfinite(a).all() for a in (*kernel, *mean, *variance)):
+            finite = False
+            continue
+        name = _name(path)
+        if not any(np.any(a) for a in (*kernel, *mean)):
+            continue  # of a parameter that is not trained
+        scales = [_scale(a) for a in kernel]
+        pairs = list(zip(kernel, scales, strict=True))
+        deviations = np.stack([(_like(m, a, name) - a) / s for m, (a, s) in zip(mean, pairs, strict=True)])
+        variances = np.stack([_like(v, a, name) / s**2 for v, (a, s) in zip(variance, pairs, strict=True)])
+        errors = np.sqrt(variances / np.reshape(counts, (-1, *[1] * kernel[0].ndim)))
+        trend = fit(multipliers, deviations, errors, variances)
+        found.append(Comparison(name, deviations, errors, trend._replace(allowance=trend.allowance + extra)))
+    return found, finite
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    """`ntk` or `ntk share of Dense_0/kernel`; and of one of several outputs, `ntk, logits`."""
+    place = next(k for k, part in enumerate(path) if getattr(part, "name", None) in KINDS)
+    kind, output, param = path[place].name, path_name(path[:place]), path_name(path[place + 1 :])
+    name = f"ntk share of {param}" if kind == BY_PARAM else kind
+    return f"{name}, {output}" if output else name
+
+
+def _scale(kernel: np.ndarray) -> np.ndarray:
+    """Of each entry of a kernel `(n, n, h, h', ...)`, the root of the product of the two diagonal entries."""
+    positions = (kernel.ndim - 2) // 2
+    letters = "abcdefgh"[: positions + 1]
+    diagonal = np.einsum("".join(c + c for c in letters) + "->" + letters, kernel)
+    largest = np.abs(diagonal).max(initial=0)
+    # Where there is nothing to compare with, as for an input of zeros, deviations are relative to what there is.
+    root = np.sqrt(np.where(diagonal > 1e-6 * largest, diagonal, largest or 1.0))
+    rows, columns = (np.expand_dims(root, tuple(2 * k + other for k in range(positions + 1))) for other in (1, 0))
+    return rows * columns
+
+
+def _like(sampled: np.ndarray, kernel: np.ndarray, name: str) -> np.ndarray:
+    """A sampled kernel in the shape of the computed one, which has no axes of size 1."""
+    kept = [n for k, n in enumerate(sampled.shape) if k < 2 or n > 1]
+    if tuple(kept) != kernel.shape:
+        raise InputError(
+            f"the {name} of random networks has the shape {sampled.shape}, but kernel_fn says {kernel.shape}: the "
+            "channels must be the last axis of the output, and all other axes positions"
+        )
+    return sampled.reshape(kernel.shape)
+
+
+def _remarks(
+    models: Sequence[Functions], non_gaussian: Sequence[FirstWeight], replaced: bool, allowance: float
+) -> list[str]:
+    widths = models[0].kernel_fn.hidden_widths
+    smallest = f"; the smallest hidden width is {min(widths)[0]}" if widths else ""
+    remarks = []
+    if len(models) == 1:
+        remarks.append(
+            f"only networks of one width were drawn{smallest}: how kernels depend on the width was not seen, and a "
+            f"deviation of up to {allowance:.1%} is put down to it. Give widen= for a comparison with the limit"
+        )
+    else:
+        remarks.append(f"up to {allowance:.1%} is allowed for terms beyond 1 / width{smallest}")
+    for weight in non_gaussian:
+        law = f"{weight.path} meets the inputs directly and is not normal (excess kurtosis {_kurtosis(weight):.2g})"
+        if replaced:
+            remarks.append(f"{law}: it was drawn from a normal law here, so that the first layer is Gaussian")
+        else:
+            remarks.append(
+                f"{law}: networks of any width deviate from the limit, for these inputs by about {weight.effect:.1%}, "
+                "which is allowed for. gaussian_first_layer=True removes this"
+            )
+    return remarks
+
+
+def _kurtosis(weight: FirstWeight) -> float:
+    return float(np.asarray(weight.prior.kurtosis).flat[0])
