@@ -10,12 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from infnet.arguments import NAMES, InputKind
 from infnet.computation import Computation
 from infnet.context import Weights
+from infnet.execute import Given
 from infnet.explanation import Explanation, OutputError, Row
 from infnet.nodes import Contraction, GroupedConvolution, GroupSum, Node, Repeated
 from infnet.plan import Ask, Plan, Step
 from infnet.priors import Prior
+from infnet.running import Runner, Task
 from infnet.step_costs import step_costs
 from infnet.tiling import tile_sizes
 
@@ -50,6 +53,20 @@ class Found:
 
     step_errors: Mapping[Any, float]
     errors: tuple[OutputError, ...]
+
+
+def found_from(runner: Runner, weights: Weights, kind: InputKind, x1: Given, x2: Given) -> Found:
+    """What is known from a few examples: nothing on errors if the kernels are sampled."""
+    if any(step.sampled for step in runner.computation(kind).plan(("ntk",), (1, 2)).steps):
+        return Found({}, ())
+    bounds, of_steps = runner.error_bounds(NAMES, weights, kind, x1, x2)
+    kernels = runner.compute(Task("matrix", NAMES), weights, kind, x1, x2)
+    errors = []
+    for name in NAMES:
+        for number, (bound, kernel) in enumerate(zip(bounds[name], kernels[name], strict=True)):
+            absolute, largest = float(bound.max(initial=0)), float(jnp.abs(kernel).max(initial=0))
+            errors.append(OutputError(number, name, absolute, absolute / largest if largest else 0.0))
+    return Found({key: float(error.max(initial=0)) for key, error in of_steps.items()}, tuple(errors))
 
 
 def explain(

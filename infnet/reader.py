@@ -65,8 +65,10 @@ class Reader:
         constant: frozenset[int],
         largest_std: Sequence[float],
         law: Law | None = None,
+        sampling: bool = False,
     ):
         self.trace = trace
+        self.sampling = sampling  # whether what has no closed form is read too
         self.nonzero_mean = nonzero_mean
         self.varying = varying
         self.constant_params = constant

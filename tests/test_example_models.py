@@ -263,7 +263,7 @@ INFERENCE = {"call_kwargs": {"train": False}}
 IMAGE, TOKENS = shape(16, 16, 3), shape(5, dtype="int32")
 SEQUENCE, LENGTHS = shape(3, 8), shape(dtype="int32")
 LSTM = (NonGaussianError, "a nonlinearity .tanh.", "contains a product of features, as in a gate")
-MAX_POOL = (UnsupportedError, "reduce_window_max", "the maximum of several random values")
+MAX_POOL = (UnsupportedError, "max-pooling", "the maximum of several random values")
 ATTENTION = (UnsupportedError, "not divided by their number", "attention with scores divided by sqrt")
 # the call, the error, what happened, the reason, and where: a module, and a line of this file
 REFUSED = {

@@ -10,7 +10,7 @@ SUM_OVER_CHANNELS = Refusal(
     "a sum over channels that is not divided by their number",
     "it fluctuates from one initialisation to the next, so what follows is a random mixture and not Gaussian, as in "
     "attention with scores divided by sqrt(d)",
-    "divide the sum by the number of channels d",
+    'divide the sum by the number of channels d; or, of attention with several heads, pass on_unsupported="sample"',
 )
 GROUP_SUM_OF_UNLIKE_CHANNELS = Refusal(
     "a sum over a group of channels that are not alike",

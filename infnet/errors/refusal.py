@@ -14,7 +14,7 @@ the kernel can still be estimated by sampling finite networks:
           or, of an annotated Flax or Haiku model,
           model.monte_carlo_kernel(jax.random.key(0), x1, x2, n_samples=100)"""
 # An option of `kernel_fn`, for what can be sampled within an infinitely wide network.
-SAMPLE = 'try on_unsupported="sample", which estimates such moments, with standard errors'
+SAMPLE = 'pass on_unsupported="sample" for an estimate with a standard error'
 
 
 class Named(Protocol):

@@ -17,13 +17,18 @@ from infnet.program import Feature, Known, ScaledParam
 from infnet.reader import Reader
 from infnet.rules.masked_weights import times_constants
 from infnet.rules.masks import read_select
-from infnet.rules.products import read_maximum, read_product
+from infnet.rules.products import read_maximum, read_product, read_quotient
 from infnet.rules.sums import combine, scale
 from infnet.rules.trained_scales import read_scaled
 from infnet.trace import Equation
 
 ADDITIVE = {lax_p.add_p: (1.0, 1.0), lax_p.add_jaxvals_p: (1.0, 1.0), lax_p.sub_p: (1.0, -1.0)}
-OF_TWO_FEATURES = {lax_p.mul_p: read_product, lax_p.max_p: read_maximum, lax_p.min_p: read_maximum}
+OF_TWO_FEATURES = {
+    lax_p.mul_p: read_product,
+    lax_p.max_p: read_maximum,
+    lax_p.min_p: read_maximum,
+    lax_p.div_p: read_quotient,
+}
 UNCHANGED = frozenset({lax_p.copy_p, lax_p.reduce_precision_p})
 
 

@@ -248,3 +248,34 @@ def test_what_has_a_closed_form_agrees_with_it(model, shape, monkeypatch):
     assert sampled
     for estimate, kernel in zip(found, exact, strict=True):
         assert_within_errors(estimate, np.asarray(kernel), largest=0.03)
+
+
+class Attention(nn.Module):
+    """Linen's, as it is; its heads count as infinitely many."""
+
+    @nn.compact
+    def __call__(self, x):
+        normal = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+        options = {"kernel_init": normal, "use_bias": False}
+        x = nn.MultiHeadDotProductAttention(num_heads=4, qkv_features=8, **options)(x)
+        return nn.Dense(1, **options)(x.mean(1))
+
+
+def test_softmax_attention_over_the_root_of_a_heads_size():
+    """softmax(q k^T / sqrt(d)) v, whose scores are Gaussian for each head (Hron et al. 2020, arXiv:2006.10540)."""
+    rng = np.random.RandomState(6)
+    x = rng.randn(2, 2, 5).astype(np.float32)
+    kernel_fn = infnet_flax.kernel_fn(Attention(), x, on_unsupported=SAMPLING, parameterization="ntk")
+    found = kernel_fn(x, get=BOTH)
+    # Queries, keys and values: s, and the tangent kernels too. Scores over (example, query, key): s times s.
+    s = np.einsum("aic,bjc->aibj", x, x, dtype=np.float64) / 5
+    scores = np.einsum("aibj,akbl->aikbjl", s, s)
+    a = rng.multivariate_normal(np.zeros(8), scores.reshape(8, 8), 2**17).reshape(-1, 2, 2, 2)
+    p = np.exp(a) / np.exp(a).sum(-1, keepdims=True)
+    slope = p[..., :, None] * (np.eye(2) - p[..., None, :])  # of the weight of key k in the score of key l
+    of_weights = np.einsum("naik,nbjm->naikbjm", p, p)
+    along = np.einsum("naikl,nbjmo,ailbjo->naikbjm", slope, slope, 2 * scores)
+    nngp = np.einsum("naikbjm,akbm->nab", of_weights, s) / 4
+    ntk = np.einsum("naikbjm,akbm->nab", along, s) / 4 + 3 * nngp  # and of values, of the output and of the readout
+    for estimate, m in zip(found, (nngp, ntk), strict=True):
+        assert_within_errors(estimate, m.mean(0), m.std(0) / np.sqrt(len(m)))
