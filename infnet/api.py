@@ -321,25 +321,23 @@ class KernelFn:
 
         Args:
             x1, x2: a few examples, as of a call. With them each row also has the error of its kernel and its share of
-                the time, and there is the error of the outputs (`error_bounds`). The time is measured: each step,
-                compiled by itself, is run on made-up numbers for as many pairs as kernels are computed of at a time.
-                Compiled together, steps may take less. This takes as long as some kernels take to compile.
+                the time, and there is the error of the outputs (`error_bounds`). The time is measured: each step is
+                compiled by itself and run on made-up numbers, for as many pairs as kernels are computed of at a time.
         """
-        model, runner = self._model, self._runner
-        kind, leaves, found = model.inputs.kind, jax.tree.leaves(model.inputs.example), None
+        model, runner, found = self._model, self._runner, None
+        kind, leaves = model.inputs.kind, jax.tree.leaves(model.inputs.example)
         if x1 is not None:
             kind, x1, x2 = self._arrays(x1, x2)
             leaves = [jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for x in x1]
             found = found_from(runner, self._weights, kind, x1, x2)
         subject = Subject(runner.computation(kind), self._weights, model.paths, model.priors, self._options.precision)
         with runner.float64(kind):
-            return explain(subject, runner.widened(kind, leaves), None if found else self._error, found)
+            return explain(subject, runner.widened(kind, leaves), self._error, found)
 
     def error_bounds(self, x1: PyTree, x2: PyTree = None, get: Any = None) -> Any:
         """Bounds on the errors that series make in the kernels of a few examples, to first order in these errors.
 
-        That of an entry is the sum over all steps of its derivative in their results times the bounds of their errors:
-        see `infnet.propagation`. Rounding errors come on top. The bounds are zero where all steps are closed forms.
+        See `infnet.propagation`. Rounding errors come on top. The bounds are zero where all steps are closed forms.
 
         Args:
             x1, x2: as of a call; all pairs are computed at a time, step by step.
@@ -357,10 +355,10 @@ class KernelFn:
 
     def _arrays(self, x1: PyTree, x2: PyTree) -> tuple[InputKind, list[jax.Array], list[jax.Array]]:
         """Examples, which must be arrays with numbers in them."""
-        kind, inputs1, inputs2 = self._read(x1, x2)
-        if any(isinstance(x, jax.core.Tracer | jax.ShapeDtypeStruct) for x in (*inputs1, *inputs2)):
+        found = self._read(x1, x2)
+        if any(isinstance(x, jax.core.Tracer | jax.ShapeDtypeStruct) for x in (*found[1], *found[2])):
             raise InputError("errors and times are those of examples: x1 and x2 must be arrays, and not under `jit`")
-        return kind, inputs1, inputs2
+        return found
 
     @property
     def hidden_widths(self) -> list[tuple[int, str]]:

@@ -80,7 +80,7 @@ def explain(
     Args:
         subject: what is explained.
         example: shapes of the leaves of an example, without the batch axis.
-        error: the largest bound of the last run.
+        error: the largest bound of the last run; with examples, theirs are told instead.
         found: what is known from examples.
     """
     plan = subject.plan
@@ -129,7 +129,7 @@ def _on_numbers(subject: Subject, error: float | None, found: Found | None) -> l
     parameterization = "ntk" if computation.ntk_units else "as_model"
     dtype = "float64" if subject.precision == "highest" else jnp.dtype(computation.dtype).name
     remarks = [f"{parameterization} parameterization; NNGP and NTK per output channel, computed in {dtype}"]
-    if error:
+    if error and found is None:
         remarks.append(f"in the last call, the relative error of each of these kernels was at most {error:.2g}")
     if found is not None:
         some = [str(one) for one in found.errors if one.absolute]
