@@ -30,8 +30,8 @@ from infnet.computation import Computation
 from infnet.context import Weights
 from infnet.errors import InputError
 from infnet.execute import Given
-from infnet.explain import Found, Subject, explain, width_of
-from infnet.explanation import Explanation, OutputError
+from infnet.explain import Subject, explain, found_from, width_of
+from infnet.explanation import Explanation
 from infnet.kernel import Kernel
 from infnet.model import Model
 from infnet.plan import Ask
@@ -317,69 +317,48 @@ class KernelFn:
         return jax.tree.unflatten(self._model.output_tree, kernels)
 
     def explain(self, x1: PyTree = None, x2: PyTree = None) -> Explanation:
-        """A printable table: one row per step of the kernel computation between two examples, in order.
-
-        Each row names the module and the line of the model that it comes from, the rule and the kernel primitives that
-        compute it, its layout, whether its result is Gaussian and exact, and its share of the memory: of the bytes of
-        the results of all these steps, for one pair.
+        """A printable table: one row per step of the kernel computation between two examples, in order; see `Row`.
 
         Args:
             x1, x2: a few examples, as of a call. With them each row also has the error of its kernel and its share of
-                the time, and there is the error of the outputs (`error_bounds`). The time is measured: each step,
-                compiled by itself, is run on made-up numbers for as many pairs as kernels are computed of at a time.
-                Compiled together, steps may take less. This takes as long as some kernels take to compile.
+                the time, and there is the error of the outputs (`error_bounds`). The time is measured: each step is
+                compiled by itself and run on made-up numbers, for as many pairs as kernels are computed of at a time.
         """
-        model = self._model
+        model, runner, found = self._model, self._runner, None
         kind, leaves = model.inputs.kind, jax.tree.leaves(model.inputs.example)
         if x1 is not None:
             kind, x1, x2 = self._arrays(x1, x2)
-            leaves, errors = [jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for x in x1], self._errors(kind, x1, x2)
-        computation = self._runner.computation(kind)
-        subject = Subject(computation, self._weights, model.paths, model.priors, self._options.precision)
-        with self._runner.float64(kind):
-            example = self._runner.widened(kind, leaves)
-            if x1 is None:
-                return explain(subject, example, self._error)
-            return explain(subject, example, None, Found(*errors))
+            leaves = [jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for x in x1]
+            found = found_from(runner, self._weights, kind, x1, x2)
+        subject = Subject(runner.computation(kind), self._weights, model.paths, model.priors, self._options.precision)
+        with runner.float64(kind):
+            return explain(subject, runner.widened(kind, leaves), self._error, found)
 
     def error_bounds(self, x1: PyTree, x2: PyTree = None, get: Any = None) -> Any:
         """Bounds on the errors that series make in the kernels of a few examples, to first order in these errors.
 
-        That of an entry is the sum over all steps of its derivative in their results times the bounds of their errors:
-        see `infnet.propagation`. Rounding errors come on top. The bounds are zero where all steps are closed forms.
+        See `infnet.propagation`. Rounding errors come on top. The bounds are zero where all steps are closed forms.
 
         Args:
             x1, x2: as of a call; all pairs are computed at a time, step by step.
             get: "nngp" or "ntk" for an array like that kernel, or a tuple of them; None for both, a namedtuple.
 
         Raises:
-            InputError: shapes or names are wrong.
+            InputError: shapes or names are wrong; or the kernels are sampled, which gives them standard errors.
         """
         names = names_of(NAMES if get is None else get)
         if not set(names) <= set(NAMES):
             raise InputError(f"errors are of the kernels {NAMES}, not of {get!r}")
         kind, x1, x2 = self._arrays(x1, x2)
-        self._run(Task("matrix", names), kind, x1, x2)  # gives the series the terms that these examples need
         values, _ = self._runner.error_bounds(names, self._weights, kind, x1, x2)
         return self._picked(values, kind, names if get is None else get, names)
 
     def _arrays(self, x1: PyTree, x2: PyTree) -> tuple[InputKind, list[jax.Array], list[jax.Array]]:
         """Examples, which must be arrays with numbers in them."""
-        kind, inputs1, inputs2 = self._read(x1, x2)
-        if any(isinstance(x, jax.core.Tracer | jax.ShapeDtypeStruct) for x in (*inputs1, *inputs2)):
+        found = self._read(x1, x2)
+        if any(isinstance(x, jax.core.Tracer | jax.ShapeDtypeStruct) for x in (*found[1], *found[2])):
             raise InputError("errors and times are those of examples: x1 and x2 must be arrays, and not under `jit`")
-        return kind, inputs1, inputs2
-
-    def _errors(self, kind: InputKind, x1: Any, x2: Any) -> tuple[dict[Any, float], tuple[OutputError, ...]]:
-        """The largest relative errors of steps, and the errors of outputs."""
-        kernels = self._run(Task("matrix", NAMES), kind, x1, x2)
-        bounds, of_steps = self._runner.error_bounds(NAMES, self._weights, kind, x1, x2)
-        found = []
-        for name in NAMES:
-            for number, (bound, kernel) in enumerate(zip(bounds[name], kernels[name], strict=True)):
-                absolute, largest = float(bound.max(initial=0)), float(jnp.abs(kernel).max(initial=0))
-                found.append(OutputError(number, name, absolute, absolute / largest if largest else 0.0))
-        return {key: float(error.max(initial=0)) for key, error in of_steps.items()}, tuple(found)
+        return found
 
     @property
     def hidden_widths(self) -> list[tuple[int, str]]:

@@ -10,12 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from infnet.arguments import NAMES, InputKind
 from infnet.computation import Computation
 from infnet.context import Weights
+from infnet.execute import Given
 from infnet.explanation import Explanation, OutputError, Row
 from infnet.nodes import Contraction, GroupedConvolution, GroupSum, Node, Repeated
 from infnet.plan import Ask, Plan, Step
 from infnet.priors import Prior
+from infnet.running import Runner, Task
 from infnet.step_costs import step_costs
 from infnet.tiling import tile_sizes
 
@@ -52,6 +55,20 @@ class Found:
     errors: tuple[OutputError, ...]
 
 
+def found_from(runner: Runner, weights: Weights, kind: InputKind, x1: Given, x2: Given) -> Found:
+    """What is known from a few examples: nothing on errors if the kernels are sampled."""
+    if any(step.sampled for step in runner.computation(kind).plan(("ntk",), (1, 2)).steps):
+        return Found({}, ())
+    bounds, of_steps = runner.error_bounds(NAMES, weights, kind, x1, x2)
+    kernels = runner.compute(Task("matrix", NAMES), weights, kind, x1, x2)
+    errors = []
+    for name in NAMES:
+        for number, (bound, kernel) in enumerate(zip(bounds[name], kernels[name], strict=True)):
+            absolute, largest = float(bound.max(initial=0)), float(jnp.abs(kernel).max(initial=0))
+            errors.append(OutputError(number, name, absolute, absolute / largest if largest else 0.0))
+    return Found({key: float(error.max(initial=0)) for key, error in of_steps.items()}, tuple(errors))
+
+
 def explain(
     subject: Subject,
     example: Sequence[jax.ShapeDtypeStruct],
@@ -63,7 +80,7 @@ def explain(
     Args:
         subject: what is explained.
         example: shapes of the leaves of an example, without the batch axis.
-        error: the largest bound of the last run.
+        error: the largest bound of the last run; with examples, theirs are told instead.
         found: what is known from examples.
     """
     plan = subject.plan
@@ -112,12 +129,17 @@ def _on_numbers(subject: Subject, error: float | None, found: Found | None) -> l
     parameterization = "ntk" if computation.ntk_units else "as_model"
     dtype = "float64" if subject.precision == "highest" else jnp.dtype(computation.dtype).name
     remarks = [f"{parameterization} parameterization; NNGP and NTK per output channel, computed in {dtype}"]
-    if error:
+    if error and found is None:
         remarks.append(f"in the last call, the relative error of each of these kernels was at most {error:.2g}")
     if found is not None:
         some = [str(one) for one in found.errors if one.absolute]
         text = "besides rounding errors, to first order, the error is at most " + ", ".join(some)
-        remarks.append(text if some else "no step has an error besides rounding")
+        exact = (
+            "the kernels are sampled, with standard errors"
+            if not found.errors
+            else "no step has an error besides rounding"
+        )
+        remarks.append(text if some else exact)
     return remarks
 
 

@@ -21,7 +21,7 @@ from infnet.arguments import BY_PARAM, NAMES, InputKind
 from infnet.batching.blocks import OneStage, in_parts
 from infnet.computation import Computation
 from infnet.context import Weights
-from infnet.errors import NumericalError
+from infnet.errors import InputError, NumericalError
 from infnet.execute import Given
 from infnet.float64 import in_float64
 from infnet.model import Model
@@ -176,8 +176,13 @@ class Runner:
     ) -> tuple[dict[str, Any], dict[Any, jax.Array]]:
         """Bounds on the errors that series make, of the outputs and of single steps; see `propagation.error_bounds`.
 
-        The series are as they are: `run` gives them the terms that the examples need.
+        Raises:
+            InputError: the kernels are sampled.
         """
+        plan = self.computation(kind).plan(names, (1, 2))
+        if any(step.sampled for step in plan.steps):
+            raise InputError("kernels that are sampled have standard errors, as they are returned, and no bounds")
+        self.run(Task("matrix", tuple(names)), weights, kind, x1, x2)  # gives series the terms that these examples need
         computation = self.computation(kind)
         plan = computation.plan(names, (1, 2))
         with self.float64(kind):

@@ -263,16 +263,15 @@ INFERENCE = {"call_kwargs": {"train": False}}
 IMAGE, TOKENS = shape(16, 16, 3), shape(5, dtype="int32")
 SEQUENCE, LENGTHS = shape(3, 8), shape(dtype="int32")
 LSTM = (NonGaussianError, "a nonlinearity .tanh.", "contains a product of features, as in a gate")
-MAX_POOL = (UnsupportedError, "max-pooling", "the maximum of several random values")
+SHORTCUT = (NonGaussianError, "a nonlinearity .relu.", "contains relu")
+MAX_POOL = (NonGaussianError, "a nonlinearity .relu.", "contains a maximum over windows of positions")
 ATTENTION = (UnsupportedError, "not divided by their number", "attention with scores divided by sqrt")
 # the call, the error, what happened, the reason, and where: a module, and a line of this file
 REFUSED = {
-    "ResNet": (partial(flax, ResNet(), IMAGE, **INFERENCE), *MAX_POOL, "ResNet", "nn.max_pool("),
+    "ResNet": (partial(flax, ResNet(), IMAGE, **INFERENCE), *SHORTCUT, "ResNet/ResidualBlock_", "nn.relu(x + y)"),
     "ResNet without its max-pool": (
         partial(flax, ResNet(max_pool=False), IMAGE, **INFERENCE),
-        NonGaussianError,
-        "a nonlinearity .relu.",
-        "contains relu",
+        *SHORTCUT,
         "ResNet/ResidualBlock_",
         "nn.relu(x + y)",
     ),
@@ -299,7 +298,7 @@ REFUSED = {
     ),
     "attention of NNX": (partial(flax, TransformerOfNNX, SEQUENCE), *ATTENTION, "", "self.attention(x)"),
     "LSTM of NNX": (partial(flax, RecurrentOfNNX, SEQUENCE), *LSTM, "", "self.rnn(x)"),
-    "hk.nets.ResNet18": (partial(haiku, resnet, IMAGE), *MAX_POOL, "res_net18", "hk.nets.ResNet18("),
+    "hk.nets.ResNet18": (partial(haiku, resnet, IMAGE), *SHORTCUT, "res_net18", "hk.nets.ResNet18("),
     "hk.nets.ResNet18, version 2": (
         partial(haiku, partial(resnet, v2=True), IMAGE),
         *MAX_POOL,

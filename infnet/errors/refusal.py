@@ -13,7 +13,7 @@ the kernel can still be estimated by sampling finite networks:
           infnet.monte_carlo_kernel_fn(init, apply, jax.random.key(0), n_samples=100)(x1, x2)
           or, of an annotated Flax or Haiku model,
           model.monte_carlo_kernel(jax.random.key(0), x1, x2, n_samples=100)"""
-
+# An option of `kernel_fn`, for what can be sampled within an infinitely wide network.
 SAMPLE = 'pass on_unsupported="sample" for an estimate with a standard error'
 
 
@@ -47,7 +47,7 @@ class Refusal:
         remedy: what to do instead; a template too, empty if there is nothing but to sample networks.
         kind: of the error.
         monte_carlo: whether sampling finite networks is a way out.
-        sampled: whether a single channel, or pair of channels, can be sampled where the closed form ends.
+        sampled: whether `on_unsupported="sample"` estimates it, from points at which a single channel is evaluated.
     """
 
     what: str

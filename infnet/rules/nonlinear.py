@@ -29,6 +29,7 @@ from infnet.nodes import (
     Product,
     Scaled,
     Sum,
+    WindowMax,
 )
 from infnet.plan import Ask, AskMean, Moments, Request, Step, ask, variance
 from infnet.primitives.stored import stored
@@ -214,6 +215,8 @@ def _name(node: Node) -> str:
         return "a depthwise or grouped convolution, whose few weights are a random variance"
     if isinstance(node, Dropped):
         return "dropout"
+    if isinstance(node, WindowMax):
+        return "a maximum over windows of positions (max-pooling)"
     if not isinstance(node, Elementwise):
         return type(node).__name__
     return node.activation.what if isinstance(node.activation, UnsupportedError) else node.activation.name
