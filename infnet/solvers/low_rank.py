@@ -80,8 +80,7 @@ def randomly_pivoted_cholesky(kernel: Operator, rank: int, key: jax.Array, advan
         if not len(kept):
             continue
         pivots = proposed[kept]
-        fresh = rows[kept].astype(dtype)
-        fresh -= before[:, pivots].T @ before
+        fresh = rows[kept].astype(dtype) - before[:, pivots].T @ before
         lower = cholesky(unexplained[np.ix_(kept, kept)], lower=True)
         fresh = solve_triangular(lower.astype(dtype), fresh, lower=True)
         factor[found : found + len(kept)] = fresh
