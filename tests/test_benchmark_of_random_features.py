@@ -6,13 +6,12 @@ import importlib.util
 import re
 from pathlib import Path
 
-from flax import __version__ as flax_version
+import flax  # noqa: F401 - the benchmark needs it
 
 ROOT = Path(__file__).parent.parent
 
 
 def test_predictions(capsys):
-    assert flax_version
     spec = importlib.util.spec_from_file_location("benchmark_of_features", ROOT / "benchmarks/random_features.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
