@@ -49,7 +49,7 @@ class Drift:
         steps: when the kernels were computed.
         distance: from the first one, relative: |K_t - K_0| / |K_0|, Frobenius norms.
         rotation: 1 - A(K_t, K_0), the alignment without centring, so that a mere change of scale is no rotation: the
-            kernel distance of Fort et al. 2020, arXiv:2010.15110, section 3.
+            kernel distance of Fort et al. 2020, arXiv:2010.15110.
         alignment: with the labels, centred; None without labels.
     """
 

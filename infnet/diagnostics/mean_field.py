@@ -16,8 +16,13 @@ and differences shrink as exp(-layers / xi) with the depth scales xi_q = -1 / lo
 All expectations are those of `infnet.activations`, V' is the derivative of V by JAX. Fixed points are found by Newton's
 method, in float64:
 
-- Of V, from the variance q0 of the first layer. Where V' >= 1, or where a step is too long, it is shortened so that q
-  changes at most by a factor of 16; what grows beyond `q_max` is not followed.
+- Of V, from the variance q0 of the first layer. Where V' >= 1, q is moved by at least a factor of 2 in the direction of
+  V(q), elsewhere by Newton's step, at most by a factor of 16. It diverges if it comes to `q_max` and
+  V(q_max) > q_max. It cannot oscillate: V'(q*) >= -1/2 for every activation, since with the
+  density p of N(0, q)
+
+      q d/dq E phi(u)^2 = E phi(u)^2 (u^2 / 2q - 1/2) >= -E phi(u)^2 / 2,       as  q dp/dq = p (u^2 / 2q - 1/2).
+
 - Of C. It is a power series with coefficients that are not negative (Daniely et al. 2016, NeurIPS), and so convex on
   [0, 1]: if chi_1 <= 1, the only fixed point is c* = 1; otherwise 1 is unstable, there is exactly one more, and
   Newton's steps from c = 0 never pass it.
@@ -138,13 +143,13 @@ def _variance(activation: Activation, w2: Array, b2: Array, q0: Array, q_max: Ar
 
     def goes_on(state: Any) -> Array:
         count, q, value, _ = state
-        return (count < STEPS) & ~found(q, value) & (q > Q_MIN**2) & (q < q_max)
+        return (count < STEPS) & ~found(q, value) & (q > Q_MIN**2) & ((q < q_max) | (value < q))
 
     def step(state: Any) -> Any:
         count, q, value, slope = state
         newton = q + (value - q) / jnp.where(slope < 1, 1 - slope, 1)
         doubled = jnp.where(value > q, jnp.maximum(value, 2 * q), jnp.minimum(value, q / 2))
-        q = jnp.clip(jnp.where(slope < 1, newton, doubled), q / 16, 16 * q)
+        q = jnp.clip(jnp.where(slope < 1, newton, doubled), q / 16, jnp.minimum(16 * q, q_max))
         return count + 1, q, *at(q)
 
     _, q, value, _ = lax.while_loop(goes_on, step, (jnp.zeros((), int), q0, *at(q0)))

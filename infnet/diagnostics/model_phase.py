@@ -29,7 +29,7 @@ class CorrelationDiagram:
         correlation: of the outputs for two inputs, `(k, m)` float64; NaN where a variance is 0 or not finite, or where
             the series of an activation is not accurate enough.
         variance: of the output for the first input, `(k, m)`.
-        input_correlation: the cosine of the angle between both inputs.
+        input_correlation: the cosine of the angle between both inputs; NaN if one of them is zero.
     """
 
     w_scale: np.ndarray
@@ -59,13 +59,14 @@ def correlation_diagram(
         x: two inputs of the model, `(2, ...)`.
         w_scale: factors of the standard deviations of weights, `(m,)` ascending. If the model has LeCun's
             initialisation, or layers with `w_std=1`, they are w_std.
-        b_std: standard deviations of biases, `(k,)` ascending, which replace those of the model.
+        b_std: standard deviations of biases, `(k,)` ascending, which replace those of the model. They are those of the
+            parameters: layers that multiply these by a `b_std` of their own should have 1 there.
         weights, biases: globs of the paths of the parameters that are scaled; others stay as they are.
         tol: the largest error of a series (see `Kernel.error`) that is accepted.
 
     Raises:
-        InputError: the grid is not one, `x` does not hold two inputs, globs match no weight or match a parameter twice,
-            or the model has several outputs or positions.
+        InputError: the grid is not one, `x` does not hold two inputs, globs match no parameter or match one twice, the
+            biases have no effect, or the model has several outputs or positions.
     """
     factors, stds = grid(w_scale, b_std, "w_scale")
     if not hasattr(kernel_fn, "with_hyperparameters"):
@@ -89,6 +90,11 @@ def correlation_diagram(
     by_column = jax.vmap(at, (0, None))
     kernel = jax.jit(jax.vmap(by_column, (None, 0)))(jnp.asarray(factors, float), jnp.asarray(stds, float))
     nngp, error = np.asarray(kernel.nngp, np.float64), np.asarray(kernel.error, np.float64)
+    if np.array_equal(nngp[0], nngp[-1], equal_nan=True):
+        raise InputError(
+            f"the biases that biases={biases!r} matches have no effect on the outputs, as where a layer multiplies "
+            "them by b_std=0: make it with b_std=1"
+        )
     q1, q2 = nngp[..., 0, 0], nngp[..., 1, 1]
     product = q1 * q2
     good = np.isfinite(product) & (product > 0) & (error <= tol)
@@ -105,8 +111,9 @@ def _roles(own: PyTree, weights: str | Sequence[str], biases: str | Sequence[str
         if len(roles) > 1:
             raise InputError(f"{path!r} is both a weight and a bias, by weights={weights!r} and biases={biases!r}")
         found.append(roles[0] if roles else "")
-    if "weight" not in found:
-        raise InputError(f"weights={weights!r} matches no parameter; the parameters are {', '.join(paths)}")
+    for role, name, globs in (("weight", "weights", weights), ("bias", "biases", biases)):
+        if role not in found:
+            raise InputError(f"{name}={globs!r} matches no parameter; the parameters are {', '.join(paths)}")
     return jax.tree.unflatten(tree, found)
 
 
@@ -117,4 +124,5 @@ def _matches(path: str, globs: str | Sequence[str]) -> bool:
 def _cosine(x: Any) -> float:
     leaves = [np.asarray(leaf, np.float64).reshape(len(leaf), -1) for leaf in jax.tree.leaves(x)]
     one, two = np.concatenate(leaves, axis=1)
-    return float(one @ two / np.sqrt((one @ one) * (two @ two)))
+    norms = np.sqrt((one @ one) * (two @ two))
+    return float(one @ two / norms) if norms > 0 else float("nan")

@@ -10,10 +10,11 @@ import jax
 import numpy as np
 
 from infnet.arguments import positive
-from infnet.diagnostics.mean_field import MARGINAL, Q_MIN, activation_of, fixed_points
+from infnet.diagnostics.mean_field import MARGINAL, Q_MAX, Q_MIN, activation_of, fixed_points
 from infnet.errors import InputError
 
-FIXED, VANISHES, DIVERGES, UNSTABLE = "fixed point", "vanishes", "diverges", "unstable"
+FIXED, VANISHES, UNSTABLE = "fixed point", "vanishes", "unstable"
+DIVERGES, TOO_LARGE = "diverges", "beyond q_max"
 
 # The grid of a phase diagram, unless another one is given.
 W_STD, B_STD = np.linspace(0.5, 3.0, 51), np.linspace(0.0, 1.0, 41)
@@ -24,12 +25,12 @@ class DepthScale:
     """Where variances and correlations end up in deep networks, and in how many layers; arrays of one shape, float64.
 
     Formulas are in `infnet/diagnostics/mean_field.py` (Poole et al. 2016, arXiv:1606.05340; Schoenholz et al. 2017,
-    arXiv:1611.01232). All numbers but `q_star` are NaN where the state is "diverges" or "unstable".
+    arXiv:1611.01232). All numbers but `q_star` are NaN where the state is neither "fixed point" nor "vanishes".
 
     Attributes:
         w_std, b_std: standard deviations of weights, times the square root of the fan-in, and of biases.
         q_star: the variance of arguments that layers converge to; 0 where it vanishes, infinite where it diverges, NaN
-            where it is unstable.
+            where it is not known.
         chi_1: the slope of the map of correlations at 1, which is also the factor by which mean squared gradients grow
             from layer to layer; below 1 the phase is ordered, above it chaotic. Where the variance vanishes it is the
             limit, of covariances.
@@ -37,10 +38,10 @@ class DepthScale:
             at large variances, where an activation without a closed form has no accurate series.
         xi_q, xi_c: depth scales, in layers, on which variances and correlations converge as exp(-layers / xi): infinite
             where a slope is 1. `xi_c` is NaN where `c_star` is.
-        state: "fixed point"; "vanishes": the variance goes to 0 (at most 1e-12); "diverges": it grows beyond `q_max`;
-            "unstable": it goes on oscillating, or no fixed point was found.
-        q_max: up to which variance layers are followed: 1e10, or where the integrals of an activation without a closed
-            form are no longer exact.
+        state: "fixed point"; "vanishes": the variance goes to 0 (at most 1e-12); "diverges": it grows beyond 1e10;
+            "beyond q_max": it grows beyond `q_max`, and where to is not known; "unstable": q0 is a fixed point by itself, from which all others go away, or none was found.
+        q_max: up to which variance layers are followed: 1e10, or where the integrals of an activation without a
+            closed form are no longer exact.
     """
 
     w_std: np.ndarray
@@ -55,7 +56,7 @@ class DepthScale:
 
     @property
     def phase(self) -> np.ndarray:
-        """ "ordered", "critical" or "chaotic"; "" where the variance diverges or is unstable."""
+        """ "ordered", "critical" or "chaotic"; "" where there is no fixed point."""
         known = np.isfinite(self.chi_1)
         sides = [known & (abs(self.chi_1 - 1) <= MARGINAL), known & (self.chi_1 < 1), known]
         return np.select(sides, ["critical", "ordered", "chaotic"], "")
@@ -91,8 +92,8 @@ def depth_scale(activation: Callable[[jax.Array], jax.Array], w_std: Any, b_std:
             kernels have.
         w_std: standard deviations of weights times the square root of the fan-in; positive numbers.
         b_std: standard deviations of biases, 0 or more; broadcasts with `w_std`.
-        q0: the variance of the first layer, from which the maps of variances are followed: where there are several
-            fixed points, it decides.
+        q0: the variance of the first layer. Where there are several fixed points, the one counts that Newton's method
+            finds from here.
 
     Returns:
         Arrays of the common shape of `w_std` and `b_std`.
@@ -163,7 +164,9 @@ def _scales(activation: Any, w: np.ndarray, b: np.ndarray, q0: float) -> tuple[s
     q, converged, chi_1, slope, c, slope_c = (np.reshape(array, w.shape) for array in found)
     unstable = converged & (abs(slope) > 1 + MARGINAL)
     state = np.select(
-        [unstable, converged & (q <= Q_MIN), converged, q >= q_max], [UNSTABLE, VANISHES, FIXED, DIVERGES], UNSTABLE
+        [unstable, converged & (q <= Q_MIN), converged, q >= q_max],
+        [UNSTABLE, VANISHES, FIXED, DIVERGES if q_max == Q_MAX else TOO_LARGE],
+        UNSTABLE,
     )
     valid = (state == FIXED) | (state == VANISHES)
     q_star = np.select([state == VANISHES, state == DIVERGES, valid], [0.0, np.inf, q], np.nan)
