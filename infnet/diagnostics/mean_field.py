@@ -2,12 +2,12 @@
 
 In a fully connected network of infinite width with weights N(0, s_w^2 / fan-in) and biases N(0, s_b^2), the variance q
 of an argument and the correlation c of two of them go from layer to layer by (Poole et al. 2016, arXiv:1606.05340,
-eqs. 3 and 5)
+section 2)
 
     q' = V(q) = s_w^2 E phi(sqrt(q) z)^2 + s_b^2,        c' = C(c) = (s_w^2 E phi(u1) phi(u2) + s_b^2) / q*,
 
 with z ~ N(0, 1) and (u1, u2) ~ N(0, q* [[1, c], [c, 1]]) at the fixed point q* of V. The slopes of the maps are
-(Poole et al., eq. 6; Schoenholz et al. 2017, arXiv:1611.01232, eqs. 5, 8, 9)
+(Poole et al., section 2; Schoenholz et al. 2017, arXiv:1611.01232, section 3)
 
     V'(q*) = s_w^2 (E phi'(u)^2 + E phi''(u) phi(u)),    C'(c) = s_w^2 E phi'(u1) phi'(u2),    chi_1 = C'(1),
 
@@ -17,9 +17,8 @@ All expectations are those of `infnet.activations`, V' is the derivative of V by
 method, in float64:
 
 - Of V, from the variance q0 of the first layer. Where V' >= 1, q is moved by at least a factor of 2 in the direction of
-  V(q), elsewhere by Newton's step, at most by a factor of 16. It diverges if it comes to `q_max` and
-  V(q_max) > q_max. It cannot oscillate: V'(q*) >= -1/2 for every activation, since with the
-  density p of N(0, q)
+  V(q), elsewhere by Newton's step, at most by a factor of 16. It diverges if it comes to `q_max` and V(q_max) > q_max.
+  It cannot oscillate: V'(q*) >= -1/2 for every activation, since with the density p of N(0, q)
 
       q d/dq E phi(u)^2 = E phi(u)^2 (u^2 / 2q - 1/2) >= -E phi(u)^2 / 2,       as  q dp/dq = p (u^2 / 2q - 1/2).
 

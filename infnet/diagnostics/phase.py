@@ -39,9 +39,10 @@ class DepthScale:
         xi_q, xi_c: depth scales, in layers, on which variances and correlations converge as exp(-layers / xi): infinite
             where a slope is 1. `xi_c` is NaN where `c_star` is.
         state: "fixed point"; "vanishes": the variance goes to 0 (at most 1e-12); "diverges": it grows beyond 1e10;
-            "beyond q_max": it grows beyond `q_max`, and where to is not known; "unstable": q0 is a fixed point by itself, from which all others go away, or none was found.
-        q_max: up to which variance layers are followed: 1e10, or where the integrals of an activation without a
-            closed form are no longer exact.
+            "beyond q_max": it grows beyond `q_max`, and where to is not known; "unstable": q0 is a fixed point that
+            all others go away from, or none was found.
+        q_max: up to which variance layers are followed: 1e10, or where the integrals of an activation without a closed
+            form are no longer exact.
     """
 
     w_std: np.ndarray
