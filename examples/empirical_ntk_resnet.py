@@ -29,6 +29,7 @@ from rich.table import Table
 from sklearn.datasets import load_digits
 
 import infnet
+from infnet.diagnostics import alignment, label_kernel, spectrum
 from infnet.empirical import Cost
 
 CLASSES = 10
@@ -79,25 +80,14 @@ class Results:
 
     @property
     def alignments(self) -> list[float]:
-        return [alignment(ntk, self.labels) for ntk in self.ntks]
+        target = label_kernel(self.labels)
+        return [alignment(ntk, target) for ntk in self.ntks]
 
     @property
     def difference(self) -> float:
         """The largest one between two methods, relative to the largest entry of the NTK."""
         ntks = np.stack([measured.ntk for measured in self.methods.values()])
         return float(np.ptp(ntks, 0).max() / np.abs(ntks).max())
-
-
-def alignment(ntk: np.ndarray, labels: np.ndarray) -> float:
-    """Centred kernel-target alignment: the cosine between the kernel and that of the labels, 1 for the same class.
-
-    Cristianini et al. 2001, "On kernel-target alignment"; rows and columns are centred as in Cortes, Mohri and
-    Rostamizadeh 2012, "Algorithms for learning kernels based on centered alignment", definition 4.
-    """
-    centre = np.eye(len(labels)) - 1 / len(labels)
-    kernel = centre @ ntk @ centre
-    target = centre @ (labels[:, None] == labels) @ centre
-    return float((kernel * target).sum() / np.linalg.norm(kernel) / np.linalg.norm(target))
 
 
 # The network: flax and optax as usual.
@@ -304,7 +294,7 @@ def draw_bars(axes: Axes, results: Results, values: dict[str, float], unit: str)
 
 def draw_spectra(axes: Axes, results: Results) -> None:
     for ntk, when, color in ((results.ntks[0], BEFORE, GREY), (results.ntks[-1], AFTER, COLORS[STRUCTURED])):
-        values = np.linalg.eigvalsh(ntk.astype(np.float64))[::-1]
+        values = spectrum(ntk).eigenvalues
         axes.plot(np.arange(1, len(values) + 1), values / values.sum(), color=color, label=when, linewidth=2)
     axes.set(xscale="log", yscale="log", xlabel="eigenvalue, by size", ylabel="share of the trace")
     axes.grid(alpha=0.3)

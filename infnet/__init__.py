@@ -1,7 +1,9 @@
 """infnet: the infinite-width kernels (NNGP and NTK) of the JAX models you already have."""
 
+from infnet import diagnostics as diagnostics
 from infnet import errors as errors
 from infnet import functional as functional
+from infnet import plot as plot
 from infnet import predict as predict
 from infnet import solvers as solvers
 from infnet import stax as stax

@@ -109,19 +109,6 @@ def test_a_resnet_has_one_ntk_by_every_method(tmp_path):
     assert_is_a_picture(picture)
 
 
-def test_alignment_with_classes(monkeypatch):
-    monkeypatch.syspath_prepend(EXAMPLES)
-    from empirical_ntk_resnet import alignment
-
-    labels = np.repeat(np.arange(3), 4)
-    same = (labels[:, None] == labels).astype(float)
-    assert np.isclose(alignment(2 * same + 5, labels), 1)  # neither scale nor offset count
-    features = np.random.default_rng(0).standard_normal((12, 2))
-    centred = (kernel := features @ features.T) - kernel.mean(0) - kernel.mean(1)[:, None] + kernel.mean()
-    target = same - 1 / 3  # has no mean in any row
-    assert np.isclose(alignment(kernel, labels), np.corrcoef(centred.ravel(), target.ravel())[0, 1])
-
-
 def test_training_with_optax_follows_its_prediction(tmp_path):
     module, results, picture = run("train_with_optax", tmp_path)
     assert results.trained.keys() == results.predicted.keys() == module.RULES.keys()
@@ -158,3 +145,17 @@ def test_tuned_priors_make_test_data_more_likely(tmp_path):
     mean, deviation = results.predictions["after"]
     assert 0.7 < np.std((results.truth - mean) / deviation) < 1.3
     assert_is_a_picture(picture)
+
+
+@pytest.mark.optimised  # what it runs takes longer than what it compiles
+def test_random_networks_have_the_phases_of_the_diagram(tmp_path):
+    _, results, picture = run("phase_diagram", tmp_path)
+    scales = results.scales
+    assert scales.phase.tolist() == ["ordered", "ordered", "chaotic"]
+    assert np.abs(results.measured[:, -1] - scales.c_star).max() < 0.1  # width 200
+    # Where distances are small, and random networks not yet all there is to them.
+    for k, (first, last) in enumerate([(3, 10), (8, 18)]):
+        distances = results.distances[k]
+        assert np.isclose(np.log(distances[first] / distances[last]) / (last - first), 1 / scales.xi_c[k], rtol=0.1)
+    assert_is_a_picture(picture)
+    assert_is_a_picture(picture.with_stem("phase_diagram_networks"))

@@ -73,7 +73,7 @@ def real(x: Any, label: str) -> Array:
     return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float)
 
 
-def require_finite(array: Array, label: str) -> None:
+def require_finite(array: Array | np.ndarray, label: str) -> None:
     """Raise `NumericalError` with the first indices that are not finite."""
     if is_traced(array):
         return
@@ -99,7 +99,7 @@ def square(kernel: Any, label: str) -> Array:
     return array
 
 
-def require_symmetric(array: Array, label: str) -> None:
+def require_symmetric(array: Array | np.ndarray, label: str) -> None:
     """Raise `InputError` where a kernel, `(..., N, N)`, is not symmetric beyond rounding."""
     if is_traced(array):
         return
