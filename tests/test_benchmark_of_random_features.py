@@ -15,10 +15,10 @@ def test_predictions(capsys):
     spec = importlib.util.spec_from_file_location("benchmark_of_features", ROOT / "benchmarks/random_features.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.main(["predict", "--n", "900", "--columns", "512", "--exact", "300"])
+    module.main(["predict", "--n", "900", "--columns", "128", "--exact", "300"])
     shown = capsys.readouterr().out
     many, few, exact = (float(found) for found in re.findall(r"error (\S+?),?\s", shown))
     between = float(re.search(r"from this one (\S+)", shown).group(1))
-    assert many < exact < 1  # the values have variance 1
-    assert few < 1
+    assert many < few < 1  # the values have variance 1
+    assert exact < few
     assert 0 < between <= few + exact
