@@ -34,6 +34,18 @@ def test_rows_name_the_layer_its_line_its_primitive_and_its_layout(of_tokens):
     assert next(row for row in of_tokens.rows if row.rule == "sum over positions").offsets == "scalar"
 
 
+def test_a_scope_may_have_any_name():
+    """Layers of `infnet.stax` hand their line over in the name of a scope; others do not."""
+
+    def body(x):
+        with jax.named_scope("one at two"):
+            return dense(2)(x)
+
+    (row, *_) = infnet_flax.kernel_fn(Function(body), TOKENS).explain().rows
+    assert row.module == "Function/one at two/Dense_0"
+    assert "test_explain.py" in row.line
+
+
 def test_memory_is_that_of_the_results(of_tokens):
     """In float32, of 36 pairs of positions: s of the inputs, s and t of what follows, and after the mean of a pair."""
     rows = {(row.module, row.rule): row.memory for row in of_tokens.rows}
