@@ -121,6 +121,7 @@ def draw(results: Results, path: Path) -> None:
     right.set_title("Distance from c*; dashed: exp(-layer / xi_c)", fontsize=12)
     for axes in (left, right):
         axes.grid(alpha=0.3)
+        axes.xaxis.get_major_locator().set_params(integer=True)
     left.legend(fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
