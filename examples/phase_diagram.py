@@ -50,19 +50,17 @@ class Results:
         return np.abs(self.measured - self.scales.c_star[:, None])
 
 
-def measure(
-    activation: Callable, w_std: float, b_std: float, q: float, width: int, layers: int, networks: int
-) -> np.ndarray:
-    """The correlation of two arguments of variance q in a random network, after each layer; mean over networks."""
+def measure(activation: Callable, scales: DepthScale, width: int, layers: int, networks: int) -> np.ndarray:
+    """The correlation of two arguments of variance q* after each layer of random networks; means over these."""
     turn = jnp.array([[1.0, 0.0], [FIRST, (1 - FIRST**2) ** 0.5]])
 
-    def layer(h: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        of_weights, of_biases = jax.random.split(key)
-        weights = jax.random.normal(of_weights, (width, width)) * w_std / width**0.5
-        h = activation(h) @ weights + b_std * jax.random.normal(of_biases, (width,))
-        return h, correlation(h)
+    def network(key: jax.Array, w_std: jax.Array, b_std: jax.Array, q: jax.Array) -> jax.Array:
+        def layer(h: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+            of_weights, of_biases = jax.random.split(key)
+            weights = jax.random.normal(of_weights, (width, width)) * w_std / width**0.5
+            h = activation(h) @ weights + b_std * jax.random.normal(of_biases, (width,))
+            return h, correlation(h)
 
-    def network(key: jax.Array) -> jax.Array:
         first, rest = jax.random.split(key)
         h = q**0.5 * turn @ jax.random.normal(first, (2, width))
         after = jax.lax.scan(layer, h, jax.random.split(rest, layers))[1]
@@ -70,7 +68,9 @@ def measure(
 
     # Programs with bits of this kind run in a fraction of the time.
     keys = jax.random.split(jax.random.key(0, impl="rbg"), networks)
-    return np.asarray(jax.jit(lambda keys: jax.lax.map(network, keys).mean(0))(keys))
+    mean = jax.jit(lambda *stds: jax.lax.map(lambda key: network(key, *stds), keys).mean(0))
+    points = zip(scales.w_std, scales.b_std, scales.q_star, strict=True)
+    return np.stack([mean(*map(np.float32, point)) for point in points])
 
 
 def correlation(h: jax.Array) -> jax.Array:
@@ -83,11 +83,7 @@ def run(name: str, fast: bool) -> Results:
     width, layers, networks, points = (200, 20, 16, 26) if fast else (800, 40, 20, 76)
     diagram = diagnostics.phase_diagram(activation, np.linspace(0.5, 3, points), np.linspace(0, 1, points))
     scales = diagnostics.depth_scale(activation, W_STD[name], B_STD)
-    measured = [
-        measure(activation, w, B_STD, q, width, layers, networks)
-        for w, q in zip(W_STD[name], scales.q_star, strict=True)
-    ]
-    return Results(diagram, scales, np.stack(measured))
+    return Results(diagram, scales, measure(activation, scales, width, layers, networks))
 
 
 # Reporting.
@@ -125,6 +121,7 @@ def draw(results: Results, path: Path) -> None:
     right.set_title("Distance from c*; dashed: exp(-layer / xi_c)", fontsize=12)
     for axes in (left, right):
         axes.grid(alpha=0.3)
+        axes.xaxis.get_major_locator().set_params(integer=True)
     left.legend(fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)

@@ -50,7 +50,8 @@ def slope(function, x, h=1e-4):
 
 @pytest.mark.parametrize("name", ["tanh", "erf"])
 def test_fixed_points_and_slopes_are_those_of_iterated_maps(name):
-    cases = [(0.8, 0.3, "ordered"), (1.7, 0.1, "chaotic"), (3.0, 0.5, "chaotic")]
+    nearly = 1.42 if name == "tanh" else 1.26
+    cases = [(0.8, 0.3, "ordered"), (nearly, 0.3, "chaotic"), (1.7, 0.1, "chaotic"), (3.0, 0.5, "chaotic")]
     found = depth_scale(JAX[name], [w for w, _, _ in cases], [b for _, b, _ in cases])
     for k, (w, b, phase) in enumerate(cases):
         phi = NUMPY[name]
@@ -60,6 +61,7 @@ def test_fixed_points_and_slopes_are_those_of_iterated_maps(name):
         np.testing.assert_allclose(found.chi_1[k], w**2 * WEIGHTS @ derivative**2, rtol=1e-6)
         np.testing.assert_allclose(found.xi_q[k], -1 / np.log(slope(variance_map(phi, w, b), q)), rtol=1e-5)
         correlations = correlation_map(phi, w, b, q)
+        assert (w != nearly) or found.xi_c[k] > 50
         if phase == "chaotic":
             c = found.c_star[k]
             assert 0 <= c < 0.99  # of two fixed points, since the map is convex, the one that is not 1
@@ -112,6 +114,11 @@ def test_variances_are_followed_as_far_as_integrals_are_exact():
     assert found.state.tolist() == ["fixed point", "beyond q_max"]
     assert 25 < found.q_max < 2500
     np.testing.assert_allclose(found.q_star, [iterated(variance_map(np.tanh, 5.0, 0.0), 1.0, 100), np.nan], rtol=1e-9)
+    # Near the critical line the series needs too many terms there; the slope at 1 is an integral.
+    near = depth_scale(jnp.tanh, 2.8, 3.0)
+    assert near.phase == "chaotic"
+    assert np.isnan([near.c_star, near.xi_c]).all()
+    assert np.isfinite(near.xi_q)
 
 
 def test_what_is_not_an_activation_is_refused():
@@ -151,6 +158,7 @@ def diagram():
 
 
 def test_a_phase_diagram_is_depth_scales_on_a_grid(diagram):
+    assert diagram.activation == "erf"
     assert diagram.scales.chi_1.shape == (15, 20)  # more points than are computed at once
     k, m = 14, 19
     one = depth_scale(JAX["erf"], diagram.w_std[m], diagram.b_std[k])

@@ -147,7 +147,6 @@ def test_tuned_priors_make_test_data_more_likely(tmp_path):
     assert_is_a_picture(picture)
 
 
-@pytest.mark.optimised  # what it runs takes longer than what it compiles
 def test_random_networks_have_the_phases_of_the_diagram(tmp_path):
     _, results, picture = run("phase_diagram", tmp_path)
     scales = results.scales

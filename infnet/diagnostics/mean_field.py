@@ -49,8 +49,8 @@ Array = jax.Array
 Q_MAX, Q_MIN = 1e10, 1e-12
 # Newton's method: relative error of a fixed point, and steps at most. At a double root a step halves the distance.
 CLOSE, STEPS = 1e-13, 200
-# How close to 1 a slope is 1; and up to which error a series of correlations is used.
-MARGINAL, SERIES_ERROR = 1e-10, 1e-4
+# How close to 1 a slope is 1; and which error of 1 - C'(c*) a series of correlations may cause.
+MARGINAL, SERIES_ERROR = 1e-10, 1e-3
 # Points that are computed at once.
 CHUNK = 256
 
@@ -181,6 +181,7 @@ def _correlation(
 
     first = jnp.zeros_like(q)
     _, c, _, slope, error = lax.while_loop(goes_on, step, (jnp.zeros((), int), first, *at(first)))
-    inaccurate = ~valid | (chaotic & (error > SERIES_ERROR))
+    # An error of C moves c* by error / (1 - C'), and with it C', whose own error is of the same size.
+    inaccurate = ~valid | (chaotic & ~(chi_1 * error <= SERIES_ERROR * (1 - slope) ** 2))
     c, slope = (jnp.where(chaotic, a, b) for a, b in ((c, 1.0), (slope, chi_1)))
     return jnp.where(inaccurate, jnp.nan, c), jnp.where(inaccurate, jnp.nan, slope)

@@ -35,7 +35,7 @@ class DepthScale:
             from layer to layer; below 1 the phase is ordered, above it chaotic. Where the variance vanishes it is the
             limit, of covariances.
         c_star: the correlation that layers converge to. NaN where the variance vanishes, and, next to the critical line
-            at large variances, where an activation without a closed form has no accurate series.
+            at large variances, where an activation without a closed form has no series that is accurate to 1e-3.
         xi_q, xi_c: depth scales, in layers, on which variances and correlations converge as exp(-layers / xi): infinite
             where a slope is 1. `xi_c` is NaN where `c_star` is.
         state: "fixed point"; "vanishes": the variance goes to 0 (at most 1e-12); "diverges": it grows beyond 1e10;
@@ -68,7 +68,7 @@ class PhaseDiagram:
     """Depth scales on a grid.
 
     Attributes:
-        activation: its name.
+        activation: the name of the function, or what infnet calls it if it has none.
         w_std: of weights `(m,)`, ascending.
         b_std: of biases `(k,)`, ascending.
         scales: arrays `(k, m)`.
@@ -173,7 +173,9 @@ def _scales(activation: Any, w: np.ndarray, b: np.ndarray, q0: float) -> tuple[s
     q_star = np.select([state == VANISHES, state == DIVERGES, valid], [0.0, np.inf, q], np.nan)
     numbers = (chi_1, c, _layers(slope), _layers(slope_c))
     chi_1, c, xi_q, xi_c = (np.where(valid, x, np.nan) for x in numbers)
-    return known.name, DepthScale(w.copy(), b.copy(), q_star, chi_1, c, xi_q, xi_c, state, q_max)
+    name = getattr(activation, "__name__", "<lambda>")
+    name = known.name if name == "<lambda>" else name
+    return name, DepthScale(w.copy(), b.copy(), q_star, chi_1, c, xi_q, xi_c, state, q_max)
 
 
 def _layers(slope: np.ndarray) -> np.ndarray:

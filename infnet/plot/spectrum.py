@@ -43,7 +43,7 @@ def spectrum(spectra: KernelSpectrum | Mapping[str, KernelSpectrum], path: str |
         panels[0].plot(index[shown], one.eigenvalues[shown], **options)
         if name in labelled:
             panels[1].plot(index, one.cumulative, **options)
-    panels[0].set(xscale="log", yscale="log", xlabel="eigenvalue, by size", ylabel="eigenvalue")
+    panels[0].set(xscale="log", yscale="log", xlabel="index of the eigenvalue, by size", ylabel="eigenvalue")
     panels[0].set_title("Eigenvalues", fontsize=12)
     if labelled:
         panels[1].set(xscale="log", xlabel="number of eigenvectors, largest eigenvalues first", ylim=(0, 1.03))
