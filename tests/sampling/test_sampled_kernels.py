@@ -47,7 +47,7 @@ def test_the_stated_intervals_cover_wide_networks():
     reference, pairs = np.load(REFERENCE), images()
     covered = {name: 0 for name in BOTH}
     for draw, (one, two) in enumerate(pairs):
-        sampling = infnet.Sampling(points=16, replicates=8, seed=draw)
+        sampling = infnet.Sampling(points=32, replicates=16, seed=draw)
         kernel_fn = infnet_flax.kernel_fn(Network(512), pairs[0], on_unsupported=sampling)
         for name, estimate in zip(BOTH, kernel_fn(one[None], two[None], get=BOTH), strict=True):
             mean, error = (reference[key][draw, 0, 1] for key in (name, f"{name}_error"))
