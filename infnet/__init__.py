@@ -27,7 +27,6 @@ from infnet.linearize import taylor_expand as taylor_expand
 from infnet.monte_carlo import Estimate as Estimate
 from infnet.monte_carlo import MonteCarloKernelFn as MonteCarloKernelFn
 from infnet.monte_carlo import monte_carlo_kernel_fn as monte_carlo_kernel_fn
-from infnet.points import Sampling as Sampling
 from infnet.priors import Prior as Prior
 from infnet.priors import infer_priors as infer_priors
 from infnet.priors import override_priors as override_priors
@@ -36,6 +35,7 @@ from infnet.random_features import random_features as random_features
 from infnet.remembered import remembered as remembered
 from infnet.remembered import remembered_kernel as remembered_kernel
 from infnet.remembered import remembered_kernel_fn as remembered_kernel_fn
+from infnet.sampling.points import Sampling as Sampling
 from infnet.storage import Status as Status
 from infnet.storage import StoredArray as StoredArray
 from infnet.storage import compute as compute

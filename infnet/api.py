@@ -30,13 +30,14 @@ from infnet.computation import Computation
 from infnet.context import Weights
 from infnet.errors import InputError
 from infnet.execute import Given
-from infnet.explain import Explanation, explain, width_of
+from infnet.explain import Subject, explain, found_from, width_of
+from infnet.explanation import Explanation
 from infnet.kernel import Kernel
 from infnet.model import Model
 from infnet.plan import Ask
-from infnet.points import Sampling
 from infnet.priors import check_readable
 from infnet.running import Options, OwnTask, Runner, Task
+from infnet.sampling.points import Sampling
 from infnet.sampling.replicates import without_errors
 from infnet.tiling import mirrored
 
@@ -315,10 +316,49 @@ class KernelFn:
     def _tree_of(self, kernels: Sequence[Any]) -> PyTree:
         return jax.tree.unflatten(self._model.output_tree, kernels)
 
-    def explain(self) -> Explanation:
-        """A printable table: one row per step of the kernel computation, in order."""
-        computation, model = self._runner.computation(self._model.inputs.kind), self._model
-        return explain(computation, model.paths, model.priors, self._options.precision, self._error)
+    def explain(self, x1: PyTree = None, x2: PyTree = None) -> Explanation:
+        """A printable table: one row per step of the kernel computation between two examples, in order; see `Row`.
+
+        Args:
+            x1, x2: a few examples, as of a call. With them each row also has the error of its kernel and its share of
+                the time, and there is the error of the outputs (`error_bounds`). The time is measured: each step is
+                compiled by itself and run on made-up numbers, for as many pairs as kernels are computed of at a time.
+        """
+        model, runner, found = self._model, self._runner, None
+        kind, leaves = model.inputs.kind, jax.tree.leaves(model.inputs.example)
+        if x1 is not None:
+            kind, x1, x2 = self._arrays(x1, x2)
+            leaves = [jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for x in x1]
+            found = found_from(runner, self._weights, kind, x1, x2)
+        subject = Subject(runner.computation(kind), self._weights, model.paths, model.priors, self._options.precision)
+        with runner.float64(kind):
+            return explain(subject, runner.widened(kind, leaves), self._error, found)
+
+    def error_bounds(self, x1: PyTree, x2: PyTree = None, get: Any = None) -> Any:
+        """Bounds on the errors that series make in the kernels of a few examples, to first order in these errors.
+
+        See `infnet.propagation`. Rounding errors come on top. The bounds are zero where all steps are closed forms.
+
+        Args:
+            x1, x2: as of a call; all pairs are computed at a time, step by step.
+            get: "nngp" or "ntk" for an array like that kernel, or a tuple of them; None for both, a namedtuple.
+
+        Raises:
+            InputError: shapes or names are wrong; or the kernels are sampled, which gives them standard errors.
+        """
+        names = names_of(NAMES if get is None else get)
+        if not set(names) <= set(NAMES):
+            raise InputError(f"errors are of the kernels {NAMES}, not of {get!r}")
+        kind, x1, x2 = self._arrays(x1, x2)
+        values, _ = self._runner.error_bounds(names, self._weights, kind, x1, x2)
+        return self._picked(values, kind, names if get is None else get, names)
+
+    def _arrays(self, x1: PyTree, x2: PyTree) -> tuple[InputKind, list[jax.Array], list[jax.Array]]:
+        """Examples, which must be arrays with numbers in them."""
+        found = self._read(x1, x2)
+        if any(isinstance(x, jax.core.Tracer | jax.ShapeDtypeStruct) for x in (*found[1], *found[2])):
+            raise InputError("errors and times are those of examples: x1 and x2 must be arrays, and not under `jit`")
+        return found
 
     @property
     def hidden_widths(self) -> list[tuple[int, str]]:

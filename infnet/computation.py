@@ -25,13 +25,13 @@ from infnet.errors import UnsupportedError
 from infnet.execute import Given, example_values, pair_moments
 from infnet.layout import to_sides
 from infnet.plan import Ask, AskMean, Plan, Request, make_plan
-from infnet.points import Replicate
 from infnet.program import OutputPair, Program
 from infnet.results import Values
 from infnet.rules import rule
+from infnet.sampling.points import Replicate
 from infnet.sampling.step import rule_or_sample
 from infnet.schedule import Schedule
-from infnet.tiling import examples_at_once, matrix, symmetric_matrix, tile_sizes
+from infnet.tiling import examples_at_once, matrix, mirrored, symmetric_matrix, tile_sizes
 
 Arrays = dict[str, Any]  # a list of arrays for each kernel, one for each pair of outputs
 Examples = Sequence[jax.Array]
@@ -96,6 +96,10 @@ class Computation:
         def kernels(weights: Weights, x1: Examples, x2: Examples) -> Arrays:
             one = own(weights, x1) if symmetric or "cov1" in names else {}
             values = of_pairs(weights, x1, x2)
+            if symmetric and self.replicate and self.mirrored:  # an estimate depends on which example comes first
+                values.update(
+                    {n: [(k + m) / 2 for k, m in zip(values[n], mirrored(values[n]), strict=True)] for n in wanted}
+                )
             if symmetric:
                 values.update({n: _with_diagonals(values[n], one[n], sharded) for n in wanted})
             values["error"] = self._worst(values)

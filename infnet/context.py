@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from infnet.activations import Activation
 from infnet.errors import UnsupportedError
 from infnet.nodes import Elementwise, Field, Param
-from infnet.points import Replicate
+from infnet.sampling.points import Replicate
 from infnet.trace import Trace, needed_equations
 
 Indexed = Sequence[Any] | Mapping[int, Any]  # by the number of the parameter

@@ -20,7 +20,7 @@ import numpy as np
 
 from infnet._jax import ClosedJaxpr, JaxprEqn, Primitive, split_p, tile_p
 from infnet._jax import lax_primitives as lax_p
-from infnet.errors import UnsupportedError, Where
+from infnet.errors import RefusalError, Where
 from infnet.errors.programs import (
     EXAMPLES_MIXED,
     EXAMPLES_NOT_KNOWN_TO_BE_SEPARATE,
@@ -126,7 +126,7 @@ def _same_structure(flats: Sequence[Flat], where: Where) -> None:
         raise _differs(equations[-1])
 
 
-def _differs(equation: Equation) -> UnsupportedError:
+def _differs(equation: Equation) -> RefusalError:
     return EXAMPLES_TREATED_DIFFERENTLY.at(equation.where, what=f"`{equation.primitive.name}`")
 
 
@@ -254,7 +254,7 @@ def _batch_axis(flats: Sequence[Flat], number: int) -> int | None:
     return growing[0] if growing else None
 
 
-def _shape_differs(flat: Flat, number: int, how: str) -> UnsupportedError:
+def _shape_differs(flat: Flat, number: int, how: str) -> RefusalError:
     equation = next((e for e in flat.equations if number in e.outputs), None)
     name, where = (f"the result of `{equation.primitive.name}`", equation.where) if equation else ("an input", Where())
     return EXAMPLES_NOT_ON_ONE_AXIS.at(where, name=name, how=how)

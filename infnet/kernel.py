@@ -36,7 +36,7 @@ class Kernel:
         cov1: nngp of each example of x1 with itself, `(n1, *positions)`.
         cov2: likewise for x2, `(n2, *positions)`.
         error: the largest bound on the relative error of a kernel of one layer, among those that are computed as
-            series; 0 where all are closed forms. Later layers may enlarge or shrink it.
+            series; 0 where all are closed forms. Later layers may enlarge or shrink it: see `KernelFn.error_bounds`.
         width: number of output channels; all kernels are per channel.
         parameterization: "as_model" or "ntk".
         mean1: mean of one output channel for each example of x1, `(n1, *positions)`, where each axis appears once;

@@ -57,8 +57,14 @@ class Model:
         """The outputs of which there are kernels, of what the model returns."""
         return self._output(result) if self._output else result
 
-    def program(self, kind: InputKind, float64: bool) -> Program:
-        """The program of one example of this kind; `float64`: all its leaves and the parameters are float64."""
+    def program(self, kind: InputKind, float64: bool, sampling: bool = False) -> Program:
+        """The program of one example of this kind.
+
+        Args:
+            kind: of the inputs.
+            float64: all leaves of the example and the parameters are float64.
+            sampling: moments without a closed form are sampled.
+        """
 
         def struct(shape: Any, dtype: Any) -> jax.ShapeDtypeStruct:
             wide = float64 and jnp.issubdtype(dtype, jnp.floating)
@@ -74,7 +80,7 @@ class Model:
         varying = {i: np.shape(p.std) for i, p in enumerate(self.priors) if np.size(p.std) > 1}
         constant = frozenset(i for i, p in enumerate(self.priors) if not np.any(np.asarray(p.std)))
         largest = tuple(float(np.max(np.asarray(p.std), initial=0)) for p in self.priors)
-        return read(traced, nonzero_mean, varying, constant, largest, cross=self.cross, law=kind.law)
+        return read(traced, nonzero_mean, varying, constant, largest, cross=self.cross, law=kind.law, sampling=sampling)
 
     def _outputs(self, params: PyTree, *inputs: PyTree) -> list[jax.Array]:
         batch_axis = self.inputs.batch_axis

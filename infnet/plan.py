@@ -121,8 +121,9 @@ class Step:
     """How one requested moment is computed from the moments it `needs`.
 
     `evaluate(context, results)` gets one result per need (Moments, a mean, or None for zero); what it `reads` are Known
-    variables, which it finds in the context. `numbers`: how many it holds at a time for a pair of examples, where
-    these are more than those of its result.
+    variables, which it finds in the context. `error`, of the same arguments, bounds the error of the result, entry by
+    entry, where it is not exact. `numbers`: how many it holds at a time for a pair of examples, where these are more
+    than those of its result.
     """
 
     request: Request
@@ -132,6 +133,7 @@ class Step:
     evaluate: Callable[[Any, Sequence[Any]], Any] = field(repr=False)
     exact: str = "exact"
     reads: tuple[AskKnown, ...] = ()
+    error: Callable[[Any, Sequence[Any]], Moments] | None = field(default=None, repr=False)
     numbers: int = 0
 
     @property

@@ -17,7 +17,7 @@ import numpy as np
 from infnet._jax import ClosedJaxpr, Primitive
 from infnet._jax import lax_primitives as lax_p
 from infnet.activations import Activation
-from infnet.errors import Refusal, UnsupportedError, Where
+from infnet.errors import Refusal, RefusalError, UnsupportedError, Where
 from infnet.errors.features import SUM_OVER_CHANNELS
 from infnet.errors.functions import MAXIMUM_OVER_AXIS
 from infnet.errors.parameters import (
@@ -65,8 +65,10 @@ class Reader:
         constant: frozenset[int],
         largest_std: Sequence[float],
         law: Law | None = None,
+        sampling: bool = False,
     ):
         self.trace = trace
+        self.sampling = sampling  # whether what has no closed form is read too
         self.nonzero_mean = nonzero_mean
         self.varying = varying
         self.constant_params = constant
@@ -338,7 +340,7 @@ class Reader:
         if any(n > 1 and axis not in axes for axis, n in enumerate(shape)):
             raise WEIGHT_VARYING_ALONG_CHANNELS.of(equation)
 
-    def unknown_operation(self, equation: Equation) -> UnsupportedError:
+    def unknown_operation(self, equation: Equation) -> RefusalError:
         """The refusal of an operation that no rule reads."""
         operands = ", ".join(f"{type(self.values[v]).__name__.lower()} {self.shape(v)}" for v in equation.inputs)
         return NO_RULE.get(equation.primitive, UNKNOWN_OPERATION).of(equation, operands=operands)

@@ -21,11 +21,12 @@ from infnet.arguments import BY_PARAM, NAMES, InputKind
 from infnet.batching.blocks import OneStage, in_parts
 from infnet.computation import Computation
 from infnet.context import Weights
-from infnet.errors import NumericalError
+from infnet.errors import InputError, NumericalError
 from infnet.execute import Given
 from infnet.float64 import in_float64
 from infnet.model import Model
-from infnet.points import Replicate, Sampling
+from infnet.propagation import error_bounds
+from infnet.sampling.points import Replicate, Sampling
 from infnet.sampling.replicates import over_replicates
 
 # The variances of other examples may be larger than those of the ones at hand.
@@ -128,7 +129,7 @@ class Runner:
         computation = self.computation(kind)
         key = (kind, task, tuple(computation.activations.values()))
         if key not in self._compiled:
-            with self._float64(kind):
+            with self.float64(kind):
                 function = self._made(task, computation)
             self._compiled[key] = jax.jit(in_float64(function) if self._widens(kind) else function)
         return self._compiled[key]
@@ -140,8 +141,8 @@ class Runner:
     def computation(self, kind: InputKind) -> Computation:
         """Of inputs of this kind, with as many terms in its series as examples have needed."""
         if kind not in self._computations:
-            with self._float64(kind):
-                program = self._model.program(kind, self._widens(kind))
+            with self.float64(kind):
+                program = self._model.program(kind, self._widens(kind), self._options.sampling is not None)
                 # Sums of products of half-precision inputs are formed in float32.
                 dtype = jnp.promote_types(program.trace.avals[program.trace.outputs[0]].dtype, jnp.float32)
             ntk_units, sampling = self._options.parameterization == "ntk", self._options.sampling
@@ -152,8 +153,41 @@ class Runner:
     def _widens(self, kind: InputKind) -> bool:
         return self._options.precision == "highest" and jnp.float64 not in kind.dtypes
 
-    def _float64(self, kind: InputKind) -> AbstractContextManager[Any]:
+    def float64(self, kind: InputKind) -> AbstractContextManager[Any]:
+        """The context in which inputs of this kind are computed with: that of float64, where it is asked for."""
         return jax.enable_x64(True) if self._widens(kind) else nullcontext()
+
+    def widened(self, kind: InputKind, x: Any) -> Any:
+        """Inputs, or their shapes, in the dtype in which they are computed with; to be called in that context."""
+        if not self._widens(kind):
+            return x
+
+        def wide(leaf: Any) -> Any:
+            if not jnp.issubdtype(leaf.dtype, jnp.floating):
+                return leaf
+            if isinstance(leaf, jax.ShapeDtypeStruct):
+                return jax.ShapeDtypeStruct(leaf.shape, jnp.float64)
+            return leaf.astype(jnp.float64)
+
+        return jax.tree.map(wide, x)
+
+    def error_bounds(
+        self, names: Sequence[str], weights: Weights, kind: InputKind, x1: Given, x2: Given
+    ) -> tuple[dict[str, Any], dict[Any, jax.Array]]:
+        """Bounds on the errors that series make, of the outputs and of single steps; see `propagation.error_bounds`.
+
+        Raises:
+            InputError: the kernels are sampled.
+        """
+        plan = self.computation(kind).plan(names, (1, 2))
+        if any(step.sampled for step in plan.steps):
+            raise InputError("kernels that are sampled have standard errors, as they are returned, and no bounds")
+        self.run(Task("matrix", tuple(names)), weights, kind, x1, x2)  # gives series the terms that these examples need
+        computation = self.computation(kind)
+        plan = computation.plan(names, (1, 2))
+        with self.float64(kind):
+            found = error_bounds(computation, plan, names, weights, *(self.widened(kind, x) for x in (x1, x2)))
+            return jax.tree.map(np.asarray, found)
 
     # Series
 
@@ -169,7 +203,7 @@ class Runner:
         if not series_nodes(plan):
             self._variances[kind] = {}
             return
-        with self._float64(kind):
+        with self.float64(kind):
             found = largest_variances(computation, plan, weights, x)
         given = self._options.q_max
         largest = {i: max(known.get(i, 0.0), q if given is None else given) for i, q in found.items()}
@@ -196,7 +230,7 @@ class Runner:
         i, j = int(first[0]), int(first[min(1, len(inputs) - 1)])
         places = [(1, i, x1), (2, j, x2), *((0, (i, j), x) for x in pairs)]
         examples = {side: jax.tree.map(itemgetter(place), x) for side, place, x in places}
-        with self._float64(kind):
+        with self.float64(kind):
             computation = self.computation(kind)
             raise_not_finite(computation, computation.plan(NAMES, (1, 2)), weights, examples)
 

@@ -6,15 +6,15 @@ import importlib.util
 import re
 from pathlib import Path
 
+import matplotlib  # noqa: F401 - the benchmark needs it
 import pytest
+import sklearn  # noqa: F401 - and this
 
 ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
 def benchmark():
-    pytest.importorskip("matplotlib")
-    pytest.importorskip("sklearn")
     spec = importlib.util.spec_from_file_location("benchmark_of_solvers", ROOT / "benchmarks/solvers.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

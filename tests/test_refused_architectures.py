@@ -105,7 +105,7 @@ REFUSED = [
         "MultiHeadDotProductAttention_0",
         "scores divided by sqrt(d)",
     ),
-    (MaxPoolCNN, IMAGE, UnsupportedError, "reduce_window_max", "", "maximum of several random values"),
+    (MaxPoolCNN, IMAGE, UnsupportedError, "max-pooling", "", "maximum of several random values"),
     (TrainingBatchNorm, IMAGE, BatchAxisError, "mixes the examples", "BatchNorm_0", "BatchNorm in training mode"),
 ]
 

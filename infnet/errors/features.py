@@ -10,7 +10,7 @@ SUM_OVER_CHANNELS = Refusal(
     "a sum over channels that is not divided by their number",
     "it fluctuates from one initialisation to the next, so what follows is a random mixture and not Gaussian, as in "
     "attention with scores divided by sqrt(d)",
-    "divide the sum by the number of channels d",
+    'divide the sum by the number of channels d; or, of attention with several heads, pass on_unsupported="sample"',
 )
 GROUP_SUM_OF_UNLIKE_CHANNELS = Refusal(
     "a sum over a group of channels that are not alike",
@@ -125,7 +125,7 @@ AXES_MIXED_BY_RESHAPE = Refusal(
     "keep whole axes, or whole factors of them, together",
 )
 MIXED_AXIS_CUT = Refusal(
-    "an axis that holds positions and channels at once is cut",
+    "an axis that holds positions and channels at once, or several axes of channels, is cut",
     "infnet follows slices of positions or of channels, before they are flattened into one axis",
     "slice before the reshape",
 )

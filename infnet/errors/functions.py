@@ -114,8 +114,8 @@ NOT_SAMPLED = Refusal(
 )
 TOO_MANY_POSITIONS = Refusal(
     "{what}; and it is too large to be sampled",
-    "{why}; and a pair of examples has {entries} pairs of positions that depend on {width} Gaussian variables each, "
-    "which take {size:.1f} GiB",
+    "{why}; and a pair of examples has {entries} pairs of positions that depend on {width} or more Gaussian variables "
+    "each, which take {size:.1f} GiB",
     "use smaller images, or flatten in place of a mean over positions, which needs fewer pairs",
 )
 DERIVATIVE_OF_SAMPLES = Refusal(
@@ -181,11 +181,6 @@ NOISE_LAWS_DIFFER = Refusal(
     "random numbers with different laws",
     "all channels must have the same law",
     "draw all of them with the same probability",
-)
-NOISE_SHARED_BY_EXAMPLES = Refusal(
-    "all examples share the same random numbers",
-    "they would not be independent",
-    "draw numbers for every example",
 )
 NOISE_SHARED_BY_CHANNELS = Refusal(
     "all channels share the same random numbers",

@@ -28,7 +28,20 @@ class InputError(InfnetError, ValueError):
     """An argument has the wrong shape, type, name or value."""
 
 
-class PriorError(InfnetError):
+class RefusalError(InfnetError):
+    """A model is refused: its kernel is not known.
+
+    Attributes:
+        what, where, why, remedy: the four parts of the message.
+        refusal: the entry of the catalogue that it was made from.
+    """
+
+    def __init__(self, what: str, *, where: Where, why: str, remedy: str, refusal: Refusal):
+        self.what, self.where, self.why, self.remedy, self.refusal = what, where, why, remedy, refusal
+        super().__init__(f"{what}\n  where:  {where}\n  why:    {why}\n  remedy: {remedy}")
+
+
+class PriorError(RefusalError):
     """The distribution of a parameter at initialisation could not be read off `init`."""
 
 
@@ -40,17 +53,8 @@ class StorageError(InfnetError, OSError):
     """A store on disk could not be written or read."""
 
 
-class UnsupportedError(InfnetError, NotImplementedError):
-    """The model contains an operation whose infinite-width kernel infnet does not know.
-
-    Attributes:
-        what, where, why, remedy: the four parts of the message.
-        refusal: the entry of the catalogue that it was made from.
-    """
-
-    def __init__(self, what: str, *, where: Where, why: str, remedy: str, refusal: Refusal):
-        self.what, self.where, self.why, self.remedy, self.refusal = what, where, why, remedy, refusal
-        super().__init__(f"{what}\n  where:  {where}\n  why:    {why}\n  remedy: {remedy}")
+class UnsupportedError(RefusalError, NotImplementedError):
+    """The model contains an operation whose infinite-width kernel infnet does not know."""
 
 
 class NonGaussianError(UnsupportedError):

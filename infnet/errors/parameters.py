@@ -186,12 +186,6 @@ NTK_OF_SCALE_NOT_PER_CHANNEL = Refusal(
     _RANDOM_DERIVATIVES,
     _NNGP,
 )
-NTK_OF_SCALE_BESIDE_LINEAR_BRANCH = Refusal(
-    "the NTK of this model: a trained scale reaches a nonlinearity and a linear branch beside it",
-    _RANDOM_DERIVATIVES,
-    _NNGP,
-    sampled=True,
-)
 NTK_OF_SCALE_IN_PRODUCT = Refusal(
     "the NTK of this model: a trained scale multiplies a factor of a product", _RANDOM_DERIVATIVES, _NNGP, sampled=True
 )

@@ -137,12 +137,6 @@ FEATURES_OF_SEVERAL_INPUTS = Refusal(
     _EXACT,
     monte_carlo=False,
 )
-FEATURES_OF_PART = Refusal(
-    "random features of a part of an input with features",
-    "a layer of some channels of an input needs features of these alone, which infnet does not draw",
-    _EXACT,
-    monte_carlo=False,
-)
 FEATURES_OF_DEPENDENT_LAYERS = Refusal(
     "random features of two layers that depend on each other side by side",
     "a weight is shared, or two functions of one feature are added: their features would have to be drawn together",

@@ -35,11 +35,11 @@ import numpy as np
 from infnet.activations.closed_forms import Homogeneous
 from infnet.context import Context
 from infnet.errors import InputError, UnsupportedError
+from infnet.errors.features import PART_OF_UNLIKE_CHANNELS
 from infnet.errors.programs import (
     FEATURES_OF_DEPENDENT_LAYERS,
     FEATURES_OF_NORM,
     FEATURES_OF_OPERATION,
-    FEATURES_OF_PART,
     FEATURES_OF_POSITIONS,
     FEATURES_OF_SCALE,
     FEATURES_OF_SEVERAL_INPUTS,
@@ -187,7 +187,7 @@ def _check(node: Node) -> None:
     if isinstance(node, Sum) and sum(_varies(t.node) for t in node.terms) > 1:
         raise FEATURES_OF_SEVERAL_INPUTS.at(node.where)
     if isinstance(node, Contraction) and _varies(node.operand) and node.start:
-        raise FEATURES_OF_PART.at(node.where)
+        raise PART_OF_UNLIKE_CHANNELS.at(node.where)
 
 
 def _varies(node: Node) -> bool:

@@ -38,6 +38,7 @@ def read(
     *,
     cross: bool = False,
     law: Law | None = None,
+    sampling: bool = False,
 ) -> Program:
     """Read a trace into a program.
 
@@ -49,11 +50,12 @@ def read(
         largest_std: the largest standard deviation of the elements of each parameter.
         cross: also covariances between different outputs.
         law: of the input, where it is what another model returns.
+        sampling: moments without a closed form are sampled, so a softmax of scores is read as a function of them.
 
     Raises:
         UnsupportedError: at the first operation that no rule reads.
     """
-    reader = Reader(trace, nonzero_mean, varying, constant, largest_std, law)
+    reader = Reader(trace, nonzero_mean, varying, constant, largest_std, law, sampling)
     for equation in needed_equations(trace, trace.outputs):
         reader.producer.update(dict.fromkeys(equation.outputs, equation))
         _check_not_empty(reader, equation)

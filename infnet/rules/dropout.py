@@ -26,7 +26,6 @@ from infnet.errors.functions import (
     NOISE_OTHER_THAN_DROPOUT,
     NOISE_REUSED,
     NOISE_SHARED_BY_CHANNELS,
-    NOISE_SHARED_BY_EXAMPLES,
     NOISE_WITH_INPUTS,
 )
 from infnet.laws.moments import Moments as LawMoments
@@ -143,7 +142,7 @@ def _own_axes(reader: Reader, equation: Equation, noise: int, template: Any) -> 
     value = reader.values[noise]
     assert isinstance(value, Noise)
     if reader.trace.batch_axis[noise] is None:
-        raise NOISE_SHARED_BY_EXAMPLES.of(equation)
+        raise NOISE_OTHER_THAN_DROPOUT.of(equation)
     own, number = [], 0
     for d, factors in enumerate(template):
         for is_channel, _ in factors:

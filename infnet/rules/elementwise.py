@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from infnet._jax import lax_primitives as lax_p
-from infnet.errors import UnsupportedError
+from infnet.errors import RefusalError
 from infnet.errors.functions import FUNCTION_OF_TWO_FEATURES, FUNCTION_OF_VARYING_ARRAY
 from infnet.errors.parameters import PARAMETER_MEETS_FEATURE, PARAMETER_THROUGH_OPERATION
 from infnet.nodes import Param
@@ -17,13 +17,18 @@ from infnet.program import Feature, Known, ScaledParam
 from infnet.reader import Reader
 from infnet.rules.masked_weights import times_constants
 from infnet.rules.masks import read_select
-from infnet.rules.products import read_maximum, read_product
+from infnet.rules.products import read_maximum, read_product, read_quotient
 from infnet.rules.sums import combine, scale
 from infnet.rules.trained_scales import read_scaled
 from infnet.trace import Equation
 
 ADDITIVE = {lax_p.add_p: (1.0, 1.0), lax_p.add_jaxvals_p: (1.0, 1.0), lax_p.sub_p: (1.0, -1.0)}
-OF_TWO_FEATURES = {lax_p.mul_p: read_product, lax_p.max_p: read_maximum, lax_p.min_p: read_maximum}
+OF_TWO_FEATURES = {
+    lax_p.mul_p: read_product,
+    lax_p.max_p: read_maximum,
+    lax_p.min_p: read_maximum,
+    lax_p.div_p: read_quotient,
+}
 UNCHANGED = frozenset({lax_p.copy_p, lax_p.reduce_precision_p})
 
 
@@ -169,7 +174,7 @@ def _affine_of_param(equation: Equation, number: float | None, power: int, place
     return None
 
 
-def _refusal(reader: Reader, equation: Equation) -> UnsupportedError:
+def _refusal(reader: Reader, equation: Equation) -> RefusalError:
     values = [reader.values[v] for v in equation.inputs]
     if any(isinstance(v, Param | ScaledParam) for v in values):
         return PARAMETER_MEETS_FEATURE.of(equation)

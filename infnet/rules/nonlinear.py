@@ -12,9 +12,10 @@ import jax.numpy as jnp
 from infnet.activations import Activation, joint_kernel
 from infnet.activations.joint import Report
 from infnet.activations.protocol import Means
+from infnet.activations.series import SeriesActivation
 from infnet.errors import UnsupportedError
 from infnet.errors.functions import NON_GAUSSIAN_ARGUMENT, TWO_NONLINEARITIES, UNKNOWN_PAIR, UNLIKE_ARGUMENT
-from infnet.errors.parameters import NTK_OF_SCALE_BESIDE_LINEAR_BRANCH
+from infnet.errors.parameters import NTK_OF_REUSED_SCALE
 from infnet.layout import Layout, filled, spread_left, spread_right
 from infnet.nodes import (
     Aggregation,
@@ -28,6 +29,7 @@ from infnet.nodes import (
     Product,
     Scaled,
     Sum,
+    WindowMax,
 )
 from infnet.plan import Ask, AskMean, Moments, Request, Step, ask, variance
 from infnet.primitives.stored import stored
@@ -51,28 +53,53 @@ def nonlinear_step(request: Ask, u: Elementwise, v: Elementwise) -> Step:
     )
     with_itself = u is v and request.shift == 0 and request.side[0] == request.side[1] and request.layout.is_diagonal
 
-    def evaluate(context: Any, results: Sequence[Any]) -> Moments:
-        joint, own, of_scales = results[0], results[1:5], results[5:]
-        s, t = joint or Moments(None)
-        q1, mean1 = left.read(context, own[:2], spread_left, request.layout)
-        q2, mean2 = right.read(context, own[2:], spread_right, request.layout)
+    def read(context: Any, results: Sequence[Any]) -> tuple[tuple[Any, Any, Any], jax.Array | None, Means]:
+        """The second moment and the two variances, the tangent kernel and the means, on the axes of a block."""
+        s, t = results[0] or Moments(None)
+        q1, mean1 = left.read(context, results[1:3], spread_left, request.layout)
+        q2, mean2 = right.read(context, results[3:5], spread_right, request.layout)
         means = None
         if mean1 is not None or mean2 is not None or shares.has_means:
             means = (_or_zero(mean1, q1), _or_zero(mean2, q2))
+        s = jnp.zeros(request.layout.shape, q1.dtype) if s is None else s
+        return (s, q1, q2), t, means
+
+    def evaluate(context: Any, results: Sequence[Any]) -> Moments:
+        points, t, means = read(context, results)
         if with_itself:
-            moments: _Kernels = _Squares(context.activation(u), q1, means)
+            moments: _Kernels = _Squares(context.activation(u), points[1], means)
         else:
-            s = jnp.zeros(request.layout.shape, q1.dtype) if s is None else s
-            moments = _Kernel((context.activation(u), context.activation(v)), context.report, s, q1, q2, means)
+            moments = _Kernel((context.activation(u), context.activation(v)), context.report, *points, means)
         k, *kdots = moments.values(t is not None)
         total = None if t is None else kdots[0] * t
-        for direction in shares.directions(context, of_scales, means):
+        for direction in shares.directions(context, results[5:], means):
             share = direction.weight * moments.slope_along(direction)
             total = share if total is None else total + share
         layout = request.layout
         return Moments(stored(filled(layout, k)), None if total is None else stored(filled(layout, total)))
 
-    return Step(request, activation.name, u.where, needs, evaluate, activation.exact)
+    def error(context: Any, results: Sequence[Any]) -> Moments:
+        points, t, means = read(context, results)
+        found = _errors((context.activation(u), context.activation(v)), points, t, means)
+        return Moments(*(None if m is None else filled(request.layout, m) for m in found))
+
+    inexact = isinstance(activation, SeriesActivation) and not with_itself
+    return Step(request, activation.name, u.where, needs, evaluate, activation.exact, error=error if inexact else None)
+
+
+def _errors(
+    pair: tuple[Activation, Activation],
+    points: tuple[jax.Array, jax.Array, jax.Array],
+    t: jax.Array | None,
+    means: Means,
+) -> Moments:
+    """Bounds on the errors of K and K' T: relative ones times the roots of E phi^2 E psi^2, or of phi' and psi'."""
+    bounds: list[jax.Array] = []
+    _Kernel(pair, bounds.append, *points, means).values(t is not None)
+    one = pair[0].squares(points[1], means and means[0])
+    two = pair[1].squares(points[2], means and means[1])
+    largest = [jnp.sqrt(p * q) for p, q in zip(one, two, strict=True)]
+    return Moments(bounds[0] * largest[0], None if t is None else bounds[-1] * largest[1] * jnp.abs(t))
 
 
 class _Kernels(Protocol):
@@ -188,6 +215,8 @@ def _name(node: Node) -> str:
         return "a depthwise or grouped convolution, whose few weights are a random variance"
     if isinstance(node, Dropped):
         return "dropout"
+    if isinstance(node, WindowMax):
+        return "a maximum over windows of positions (max-pooling)"
     if not isinstance(node, Elementwise):
         return type(node).__name__
     return node.activation.what if isinstance(node.activation, UnsupportedError) else node.activation.name
@@ -215,7 +244,7 @@ def mixed_step(request: Ask) -> Step:
         raise UNKNOWN_PAIR.at(v.where, one=_name(u), two=_name(v))
     activation = _checked(function)
     if request.ntk and function.scales & other.scales:
-        raise NTK_OF_SCALE_BESIDE_LINEAR_BRANCH.at(function.where)
+        raise NTK_OF_REUSED_SCALE.at(function.where)
     left = function is u
     pair = (function.operand, other) if left else (other, function.operand)
     argument = _Argument(function.operand, request.side[0 if left else 1])

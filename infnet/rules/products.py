@@ -25,11 +25,11 @@ import jax.numpy as jnp
 
 from infnet._jax import lax_primitives as lax_p
 from infnet.activations import recognise
-from infnet.errors import Where
-from infnet.errors.functions import DEPENDENT_FACTORS, UNLIKE_FACTORS
+from infnet.errors import UnsupportedError, Where
+from infnet.errors.functions import DEPENDENT_FACTORS, FUNCTION_OF_TWO_FEATURES, NO_CLOSED_FORM, UNLIKE_FACTORS
 from infnet.errors.parameters import NTK_OF_SCALE_IN_PRODUCT
 from infnet.layout import Layout, filled, spread_left, spread_right
-from infnet.nodes import Leaf, Node, Product, Term, meet, shifted
+from infnet.nodes import Elementwise, IndexLinear, Leaf, Node, Product, Sum, Term, meet, shifted
 from infnet.plan import Ask, AskMean, Moments, Request, Step, ask
 from infnet.program import Feature, Segment
 from infnet.reader import Reader
@@ -85,6 +85,33 @@ def read_maximum(reader: Reader, equation: Equation) -> None:
     reader.values[size] = Feature(feature.dims, feature.channels, segments, size)
     sign = 0.5 if equation.primitive is lax_p.max_p else -0.5
     combine(reader, equation, [(0.5, left), (0.5, right), (sign, size)])
+
+
+def read_quotient(reader: Reader, equation: Equation) -> None:
+    """A feature over a sum of exponentials of features, as a softmax has it: the moments of both are sampled."""
+    (left, right), where = equation.inputs, equation.where
+    inverse = reader.variable_like(right, equation)
+    feature = reader.settled(right)
+    if not reader.sampling or not all(_is_sum_of_exponentials(s.node) for s in feature.segments):
+        raise FUNCTION_OF_TWO_FEATURES.of(equation)
+    chain = jax.make_jaxpr(jnp.reciprocal)(jax.ShapeDtypeStruct((2,), jnp.float32))
+    unknown = NO_CLOSED_FORM.at(where, name="1 / x", why="it is infinite at zero")
+    assert isinstance(unknown, UnsupportedError)
+    segments = reader.replace_nodes(feature, lambda node: reader.elementwise(node, unknown, chain, where), inverse)
+    reader.values[inverse] = Feature(feature.dims, feature.channels, segments, inverse)
+    read_product(reader, replace(equation, inputs=(left, inverse)))
+
+
+def _is_sum_of_exponentials(node: Node) -> bool:
+    """Whether a node is positive, and its reciprocal has moments."""
+    while isinstance(node, IndexLinear | Sum):
+        if isinstance(node, IndexLinear):
+            node = node.operand
+        elif len(node.terms) == 1 and node.terms[0].coefficient == 1.0:
+            node = node.terms[0].node
+        else:
+            return False
+    return isinstance(node, Elementwise) and node.chain.jaxpr.eqns[-1].primitive is lax_p.exp_p
 
 
 # Moments

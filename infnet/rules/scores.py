@@ -147,11 +147,18 @@ def _takes_features(reader: Reader, equation: Equation) -> bool:
     if not zeros:
         return False
     others = [reader.values[v] for v in equation.inputs if v not in zeros]
+    if reader.sampling and _fluctuates(reader, equation, zeros):
+        return True
     if equation.primitive is lax_p.dot_general_p and not all(isinstance(k, Known) for k in others):
         return True
     if not is_elementwise(equation.source) or not all(isinstance(k, Known | Noise) for k in others):
         return False
+    fluctuates = _fluctuates(reader, equation, zeros)
+    return vanishes(reader, equation) and (fluctuates or any(isinstance(k, Noise) for k in others))
+
+
+def _fluctuates(reader: Reader, equation: Equation, zeros: Sequence[int]) -> bool:
+    """Whether an equation takes scores that have not been divided by their number, other than to scale them."""
     pending = [v for v in zeros if isinstance(k := reader.values[v], Known) and k.excess]
     scaled = len(pending) == 1 and excess_after(reader, equation, pending[0]) is not None
-    fluctuates = bool(pending) and not scaled
-    return vanishes(reader, equation) and (fluctuates or any(isinstance(k, Noise) for k in others))
+    return bool(pending) and not scaled

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from infnet.errors import UnsupportedError
+from infnet.errors import RefusalError
 from infnet.errors.parameters import (
     NTK_OF_REUSED_SCALE,
     NTK_OF_SCALE_BEHIND_NONLINEARITY,
@@ -172,7 +172,7 @@ def _is_random(node: Scaled) -> bool:
     return any(key == node.param.key for key, _ in node.leaves)
 
 
-def _reused(node: Scaled) -> UnsupportedError:
+def _reused(node: Scaled) -> RefusalError:
     return (RANDOM_SCALE_REUSED if _is_random(node) else NTK_OF_REUSED_SCALE).at(node.where)
 
 

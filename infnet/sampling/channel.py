@@ -16,7 +16,7 @@ import numpy as np
 
 from infnet.activations.chains import obstacle
 from infnet.activations.pointwise import callable_of
-from infnet.errors import UnsupportedError
+from infnet.errors import RefusalError, UnsupportedError
 from infnet.errors.functions import NOT_SAMPLED
 from infnet.nodes import Elementwise, Field, IndexLinear, Node, OneNode, ParamKey, Product, Scaled, Sum, Term, WindowMax
 
@@ -118,7 +118,7 @@ class Channel:
             raise self._refused(node)
         return FOLLOWED[type(node)](self, node, channel, positions)
 
-    def _refused(self, node: Node) -> UnsupportedError:
+    def _refused(self, node: Node) -> RefusalError:
         """The error for a node that is no function of single channels."""
         first = self._refusal
         return NOT_SAMPLED.at(first.where, what=first.what, why=first.why, node=type(node).__name__, place=node.where)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from infnet.computation import Arrays, Computation
 from infnet.monte_carlo.estimate import Estimate, estimates
 from infnet.monte_carlo.moments import moments_of
-from infnet.points import Replicate, Sampling
+from infnet.sampling.points import Replicate, Sampling
 
 
 def over_replicates(

@@ -50,6 +50,8 @@ def rule_or_sample(trace: Trace, request: Request) -> Step:
 
 
 def _moment_step(request: Ask, refusal: UnsupportedError) -> Step:
+    entries = math.prod(request.layout.shape)
+    _check_memory(refusal, entries, 2)
     left, right = _positions(request.layout)
     u = Channel(request.u, 0, left, refusal)
     with_itself = request.u is request.v and not request.shift and len(set(request.side)) == 1
@@ -58,12 +60,12 @@ def _moment_step(request: Ask, refusal: UnsupportedError) -> Step:
         sides = sides[:1]
     else:
         channels.append(Channel(request.v, request.shift, right, refusal))
-    law = JointLaw(channels, sides, request.ntk)
-    numbers = _check_memory(refusal, len(left), law.width)
+    numbers = _check_memory(refusal, entries, sum(channel.width for channel in channels))
+    law, fixed = JointLaw(channels, sides, request.ntk), _without_derivatives(request.u.where)
 
     def evaluate(context: Any, results: Sequence[Any]) -> Moments:
         tangents = law.tangents(context, results) if request.ntk else None
-        mean, covariance = map(not_differentiated, law.read(context, results))
+        mean, covariance = map(fixed, law.read(context, results))
         reads: list[Read] = [partial(context.read, side=side) for side in sides]
         average = partial(_products, channels, reads, tangents is not None)
         s, paths = _averages(average, mean, factored(covariance), context.normals(law.width))
@@ -76,11 +78,11 @@ def _moment_step(request: Ask, refusal: UnsupportedError) -> Step:
 def _mean_step(request: AskMean, refusal: UnsupportedError) -> Step:
     node = request.u
     channel = Channel(node, 0, np.arange(math.prod(node.sizes)), refusal)
-    law = JointLaw([channel], (request.side,), False)
-    numbers = _check_memory(refusal, math.prod(node.sizes), law.width)
+    numbers = _check_memory(refusal, math.prod(node.sizes), channel.width)
+    law, fixed = JointLaw([channel], (request.side,), False), _without_derivatives(node.where)
 
     def evaluate(context: Any, results: Sequence[Any]) -> jax.Array:
-        mean, covariance = map(not_differentiated, law.read(context, results))
+        mean, covariance = map(fixed, law.read(context, results))
 
         def average(values: jax.Array) -> jax.Array:
             return channel(partial(context.read, side=request.side), values).mean(0)
@@ -101,7 +103,7 @@ def _step(
     reads = [AskKnown(f.var, side, f.sums) for c, side in zip(channels, sides, strict=True) for f in c.fields]
     node = request.u
     name = f"sampled {_name(node)}"
-    return Step(request, name, node.where, law.needs, evaluate, SAMPLED, tuple(dict.fromkeys(reads)), numbers)
+    return Step(request, name, node.where, law.needs, evaluate, SAMPLED, tuple(dict.fromkeys(reads)), numbers=numbers)
 
 
 def _name(node: Node) -> str:
@@ -167,12 +169,15 @@ def _products(
     return s, jnp.einsum("nma,nmb->mab", df, dg, precision=lax.Precision.HIGHEST) / len(values)
 
 
-@jax.custom_jvp
-def not_differentiated(x: jax.Array) -> jax.Array:
-    """The same array; whoever differentiates it gets an error."""
-    return x
+def _without_derivatives(where: Where) -> Callable[[jax.Array], jax.Array]:
+    """The identity; whoever differentiates it gets an error that names this place."""
 
+    @jax.custom_jvp
+    def same(x: jax.Array) -> jax.Array:
+        return x
 
-@not_differentiated.defjvp
-def _refuse_derivatives(primals: Any, tangents: Any) -> NoReturn:
-    raise DERIVATIVE_OF_SAMPLES.at(Where())
+    @same.defjvp
+    def refuse(primals: Any, tangents: Any) -> NoReturn:
+        raise DERIVATIVE_OF_SAMPLES.at(where)
+
+    return same

@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.linalg import cholesky, solve_triangular, svd
+from scipy.linalg import cho_solve, cholesky, solve_triangular, svd
 
 from infnet.errors import NumericalError
 from infnet.solvers.operators import Operator
@@ -36,55 +36,59 @@ PREVENTS_CANCELLATION = 10  # pivots below this many roundings of the diagonal a
 class LowRank:
     """P⁻¹ of P = F Fᵀ + D for a diagonal D, by the identity of Woodbury, with G = D^(-1/2) F and I + Gᵀ G = L Lᵀ:
 
-    P⁻¹ = D^(-1/2) (I - W Wᵀ) D^(-1/2),    W = G L⁻ᵀ
+    P⁻¹ = D^(-1/2) (I - G L⁻ᵀ L⁻¹ Gᵀ) D^(-1/2)
+
+    In float64, also where F is float32: between the first eigenvectors of F Fᵀ the difference is as small as D / F Fᵀ.
     """
 
     def __init__(self, factor: Matrix, diagonal: Matrix, noise: Matrix):
         self.rank = factor.shape[1]
-        left_out = max(0.0, (diagonal.sum() - np.square(factor).sum()) / len(diagonal))
+        left_out = max(0.0, (diagonal.sum() - np.square(factor, dtype=np.float64).sum()) / len(diagonal))
         self._root = np.sqrt(noise + left_out)[:, None]
-        scaled = factor / self._root
-        inner = scaled.T @ scaled
+        self._scaled = factor / self._root
+        inner = self._scaled.T @ self._scaled
         inner[np.diag_indices_from(inner)] += 1
-        lower = cholesky(inner, lower=True, overwrite_a=True)
-        self._projector = solve_triangular(lower, scaled.T, lower=True, overwrite_b=True).T
+        self._lower = cholesky(inner, lower=True, overwrite_a=True)
 
     def __call__(self, v: Matrix) -> Matrix:
         """P⁻¹ v of (n, m)."""
         v = v / self._root
-        return (v - self._projector @ (self._projector.T @ v)) / self._root
+        inner = cho_solve((self._lower, True), self._scaled.T @ v)
+        return (v - self._scaled @ inner) / self._root
 
 
 def randomly_pivoted_cholesky(kernel: Operator, rank: int, key: jax.Array, advance: Callable[[int], Any]) -> Matrix:
     """F (n, r) with F Fᵀ the best approximation of K from the r columns that it chose; r is less where K has less rank.
 
-    Reads the diagonal, and few more columns than `rank`.
+    Reads the diagonal, and few more columns than `rank`. F is float64 if K is, and otherwise float32.
     """
     random = generator(key)
     left = kernel.diagonal().copy()
     floor = PREVENTS_CANCELLATION * float(jnp.finfo(kernel.dtype).eps) * left.max()
-    factor, found = np.zeros((len(left), rank)), 0
+    dtype = np.float64 if kernel.dtype == np.float64 else np.float32
+    factor, found = np.zeros((rank, len(left)), dtype), 0  # Fᵀ, whose rows are contiguous
     block = min(max(1, rank // 8), LARGEST_BLOCK)
     while found < rank and left.max() > floor:
         proposed = random.choice(len(left), block, p=left / left.sum())
         proposed = proposed[left[proposed] > floor]
         if not len(proposed):
             continue
-        columns = kernel.columns(proposed)
-        unexplained = columns[proposed] - factor[proposed, :found] @ factor[proposed, :found].T
+        rows, before = kernel.columns(proposed).T, factor[:found]
+        explained = before[:, proposed].astype(np.float64)
+        unexplained = rows[:, proposed] - explained.T @ explained
         kept = _accepted(unexplained, random, floor)[: rank - found]
         if not len(kept):
             continue
         pivots = proposed[kept]
-        fresh = columns[:, kept] - factor[:, :found] @ factor[pivots, :found].T
+        fresh = rows[kept].astype(dtype) - before[:, pivots].T @ before
         lower = cholesky(unexplained[np.ix_(kept, kept)], lower=True)
-        fresh = solve_triangular(lower, fresh.T, lower=True).T
-        factor[:, found : found + len(kept)] = fresh
-        left = np.maximum(left - np.square(fresh).sum(1), 0)
+        fresh = solve_triangular(lower.astype(dtype), fresh, lower=True)
+        factor[found : found + len(kept)] = fresh
+        left = np.maximum(left - np.square(fresh, dtype=np.float64).sum(0), 0)
         left[pivots] = 0
         found += len(kept)
         advance(len(kept))
-    return factor[:, :found]
+    return factor[:found].T
 
 
 def _accepted(unexplained: Matrix, random: np.random.Generator, floor: float) -> Matrix:

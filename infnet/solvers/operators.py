@@ -1,14 +1,16 @@
 """Kernel matrices that are only multiplied with: arrays in memory, on disk or on several devices, or never stored.
 
-Products are computed in float64, whatever the matrix is stored in: at a condition number of 1e8 those in float32 have
-no digits left, and converting a few rows at a time costs little more than reading them. Matrices are symmetric: of a
-stored one only the part above the diagonal is multiplied with, once as it is and once transposed.
+Products are computed in the precision of the vectors, whatever the matrix is stored in: float64, since at a condition
+number of 1e8 those in float32 have few digits left, or float32 where these are enough. Matrices are symmetric: only the
+part above the diagonal is multiplied with, once as it is and once transposed.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import combinations_with_replacement
 from typing import Any, Protocol
 
 import jax
@@ -16,15 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from infnet.errors import InputError, NumericalError
-from infnet.solvers.products import TILE_ROWS, Matrix, both_products, rows_times, symmetric_product
+from infnet.solvers.products import TILE_ROWS, Blocks, Matrix, both_products, symmetric_product
 
 STRIP_BYTES = 2**26
 
 
 class Operator(Protocol):
-    """A symmetric positive semidefinite matrix, by what is done with it; vectors and results are float64 on the host.
+    """A symmetric positive semidefinite matrix, by what is done with it; results are float64 on the host.
 
-    `diagonal` is called first, and is where matrices that are stored are checked.
+    `diagonal` is called first, and is where matrices that are stored are checked. One that is `in_memory` is read in no
+    time, so that products in float32 are worth it.
     """
 
     shape: tuple[int, int]
@@ -37,7 +40,7 @@ class Operator(Protocol):
         """(n, k): some of the columns."""
 
     def matmul(self, v: Matrix) -> Matrix:
-        """(n, m) of (n, m)."""
+        """(n, m) of (n, m), float64 or float32: at least in the precision of `v`."""
 
 
 def operator(kernel: Any, strip: int | None = None) -> Operator:
@@ -67,16 +70,16 @@ class Stored:
     """
 
     def __init__(self, array: Any, strip: int | None = None, diagonal: Matrix | None = None):
-        self.array = array
+        self.array, self.in_memory = array, type(array) is np.ndarray  # a memory map is another type
         if diagonal is not None:
             self._diagonal = diagonal
         self.shape, self.dtype = square(array)
         self.strip = rows_at_a_time(strip, self.shape[0], self.dtype.itemsize, chunk_rows(array))
 
-    def strips(self) -> Iterator[tuple[int, Matrix]]:
-        """The rows `(i, array[i:j])`, a strip at a time."""
+    def blocks(self) -> Blocks:
+        """The rows `(i, 0, array[i:j])`, a strip at a time."""
         for i in range(0, self.shape[0], self.strip):
-            yield i, np.asarray(self.array[i : min(i + self.strip, self.shape[0])])
+            yield i, 0, np.asarray(self.array[i : min(i + self.strip, self.shape[0])])
 
     @cached_property
     def _diagonal(self) -> Matrix:
@@ -84,15 +87,15 @@ class Stored:
         n = self.shape[0]
         diagonal, probe = np.empty(n), np.random.default_rng(0).standard_normal((n, 1))
 
-        def noting() -> Iterator[tuple[int, Matrix]]:
-            for i, rows in self.strips():
+        def noting() -> Blocks:
+            for i, _, rows in self.blocks():
                 own = np.arange(len(rows))
                 diagonal[i + own] = rows[own, i + own]
-                yield i, rows
+                yield i, 0, rows
 
         by_rows, by_columns = both_products(noting(), probe)
         if not (np.isfinite(by_rows).all() and np.isfinite(by_columns).all()):
-            for i, rows in self.strips():
+            for i, _, rows in self.blocks():
                 require_finite_rows(rows, i)
         require_same_products(by_rows, by_columns, diagonal, self.dtype, self._entries)
         return diagonal
@@ -113,10 +116,10 @@ class Stored:
 
     def matmul(self, v: Matrix) -> Matrix:
         """(n, m) of (n, m)."""
-        return symmetric_product(self.strips(), self.diagonal(), v)
+        return symmetric_product(self.blocks(), self.diagonal(), v)
 
     def _entries(self, row: int) -> tuple[Matrix, Matrix]:
-        column = [rows[:, row] for _, rows in self.strips()]
+        column = [rows[:, row] for _, _, rows in self.blocks()]
         return np.asarray(self.array[row : row + 1])[0], np.concatenate(column)
 
 
@@ -125,6 +128,8 @@ class Sharded:
 
     Where the `diagonal` is given, only what is above it is read, and nothing is checked.
     """
+
+    in_memory = True
 
     def __init__(self, array: jax.Array, diagonal: Matrix | None = None):
         if not array.is_fully_addressable:
@@ -175,7 +180,7 @@ class Sharded:
 
     def _products(self, v: Matrix, only_above: bool) -> tuple[Matrix, Matrix]:
         """With the matrix and with its transpose, or with what is above the diagonal."""
-        by_rows, by_columns = np.zeros_like(v), np.zeros_like(v)
+        by_rows, by_columns = np.zeros(v.shape), np.zeros(v.shape)
         with jax.enable_x64(True):
             pending = [job for part in self._parts for job in part.products(v, only_above)]  # all devices at work
         for rows, columns, along, across in pending:
@@ -230,18 +235,19 @@ def _with_transpose(rows: jax.Array, along: jax.Array, across: jax.Array, offset
     """`rows @ across` and `rows.T @ along`, of the entries above the diagonal; row 0 meets it in column `offset`."""
     height, width = rows.shape
     above = jnp.arange(width) > jnp.arange(height)[:, None] + offset
-    wide = jnp.where(above, rows, 0).astype(jnp.float64)
-    return wide @ across, wide.T @ along
+    converted = jnp.where(above, rows, 0).astype(along.dtype)
+    product = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+    return product(converted, across), product(converted.T, along)
 
 
 class MatrixFree:
-    """The kernel matrix of a function and its inputs, computed a strip of rows at a time whenever it is needed.
+    """The kernel matrix of a function and its inputs, computed whenever it is needed, what is above its diagonal only.
 
     Args:
       kernel_fn: called as `kernel_fn(x1, x2, get)`, it returns the (n1, n2) kernel; any `infnet` kernel function does.
       x: (n, …) inputs, or a pytree of them.
       get: what is passed on, "nngp" or "ntk".
-      strip: rows that are computed at a time; by default as many as are in 64 MiB.
+      strip: rows that are computed at a time, of all columns or of as many in tiles; by default what is in 64 MiB.
     """
 
     def __init__(self, kernel_fn: Callable[..., Any], x: Any, get: str = "ntk", strip: int | None = None):
@@ -255,15 +261,20 @@ class MatrixFree:
         ((n,),) = sizes
         self.kernel_fn, self.x, self.get = kernel_fn, jax.tree.map(jnp.asarray, x), get
         self.strip = rows_at_a_time(strip, n, 4)
+        side = max(1, (self.strip * n) ** 0.5 / 2)  # a quarter of a strip's entries
+        self.tile = math.ceil(n / math.ceil(n / side))
         first = self._examples(np.arange(1))
         self.shape, self.dtype = (n, n), self._kernel(first, first).dtype
 
-    def strips(self) -> Iterator[tuple[int, Matrix]]:
-        """The rows `(i, K[i:j])`; every strip is computed with as many rows, so that one shape is compiled."""
+    def blocks(self) -> Blocks:
+        """Tiles `(i, j, K[i:, j:])` that cover what is above the diagonal, all of one shape, which is compiled once."""
         n = self.shape[0]
-        for i in range(0, n, self.strip):
-            first = min(i, n - self.strip)
-            yield i, self._rows(np.arange(first, first + self.strip))[i - first :]
+        for i, j in combinations_with_replacement(range(0, n, self.tile), 2):
+            row, column = min(i, n - self.tile), min(j, n - self.tile)
+            here, there = (np.arange(first, first + self.tile) for first in (row, column))
+            tile = self._kernel(self._examples(here), self._examples(there))
+            require_finite_rows(tile, row, column)
+            yield i, j, tile[i - row :, j - column :]
 
     def diagonal(self) -> Matrix:
         """(n,)."""
@@ -283,15 +294,16 @@ class MatrixFree:
         return diagonal
 
     def columns(self, indices: Matrix) -> Matrix:
-        """(n, k), computed as rows."""
+        """(n, k), computed as rows; their number is a power of two, so that few shapes are compiled."""
         indices = np.asarray(indices)
-        padded = np.resize(indices, -(-len(indices) // self.strip) * self.strip)
-        parts = [self._rows(padded[i : i + self.strip]) for i in range(0, len(padded), self.strip)]
+        size = min(self.strip, 2 ** math.ceil(math.log2(max(1, len(indices)))))
+        padded = np.resize(indices, -(-len(indices) // size) * size)
+        parts = [self._rows(padded[i : i + size]) for i in range(0, len(padded), size)]
         return np.concatenate(parts)[: len(indices)].astype(np.float64).T
 
     def matmul(self, v: Matrix) -> Matrix:
-        """(n, m) of (n, m); the kernel is computed once."""
-        return rows_times(self.strips(), v)
+        """(n, m) of (n, m); the part of the kernel above its diagonal is computed once."""
+        return symmetric_product(self.blocks(), self.diagonal(), v)
 
     def _rows(self, indices: Matrix) -> Matrix:
         """Of each example with itself, what `diag` says: a function of pairs does not know which of them are one."""
@@ -315,11 +327,19 @@ class MatrixFree:
 
 def load(kernel: Operator) -> Matrix:
     """The matrix as an array in memory, float64 if it is and otherwise float32."""
-    n = kernel.shape[0]
     array = np.empty(kernel.shape, np.float64 if kernel.dtype == np.float64 else np.float32)
-    strip = getattr(kernel, "strip", TILE_ROWS)
-    for i in range(0, n, strip):
-        array[i : i + strip] = kernel.columns(np.arange(i, min(i + strip, n))).T
+    if isinstance(kernel, Stored):
+        for i, _, rows in kernel.blocks():
+            array[i : i + len(rows)] = rows
+    elif isinstance(kernel, MatrixFree):
+        for i, j, tile in kernel.blocks():
+            here, there = slice(i, i + tile.shape[0]), slice(j, j + tile.shape[1])
+            array[here, there] = tile
+            array[there, here] = tile.T
+        array[np.diag_indices_from(array)] = kernel.diagonal()
+    else:
+        for i in range(0, len(array), TILE_ROWS):
+            array[i : i + TILE_ROWS] = kernel.columns(np.arange(i, min(i + TILE_ROWS, len(array)))).T
     return array
 
 

@@ -17,6 +17,7 @@ import infnet
 SIZES = (0, 1, 2, 7, 101, 128)
 TILES = (5, (3, 8), 64)
 DEVICES = (1, 2, 8)
+ON_DEVICE = (((3, 8), 2), (64, 8))  # tiles and devices
 RNG = np.random.RandomState(0)
 X1, X2 = RNG.randn(max(SIZES), 3), RNG.randn(max(SIZES), 3)
 
@@ -51,14 +52,15 @@ def differing(found, wanted):
 
 
 def every_size():
-    """All sizes and devices, with and without x2, each with some tiles."""
+    """All sizes, with and without x2, in all tiles, on all devices; some put together on a device."""
     whole, own = (np.asarray(gaussian(X1, x2, 0.3)) for x2 in (X2, None))
     cases = [(n1, n2) for n1 in SIZES for n2 in (*SIZES, None)]
-    for number, ((n1, n2), devices) in enumerate(itertools.product(cases, DEVICES)):
-        batched = infnet.batch(gaussian, TILES[number % len(TILES)], devices, store_on_device=number % 8 == 0)
-        columns = n1 if n2 is None else n2
-        wanted = jax.tree.map(lambda k, n=n1, m=columns: k[:n, :m], own if n2 is None else whole)
-        yield f"{n1} {n2} on {devices}", differing(batched(X1[:n1], None if n2 is None else X2[:n2], 0.3), wanted)
+    for tile, devices in itertools.product(TILES, DEVICES):
+        batched = infnet.batch(gaussian, tile, devices, store_on_device=(tile, devices) in ON_DEVICE)
+        for n1, n2 in cases:
+            wanted = own[:n1, :n1] if n2 is None else whole[:n1, :n2]
+            found = batched(X1[:n1], None if n2 is None else X2[:n2], 0.3)
+            yield f"{n1} {n2} in {tile} on {devices}", differing(found, wanted)
 
 
 def every_kernel():

@@ -27,7 +27,7 @@ def printed(process):
 
 def test_every_size_on_every_number_of_devices():
     report = printed(start("devices_and_sizes.py"))
-    assert report["cases"] == 126 + 4 + 3
+    assert report["cases"] == 378 + 4 + 3
     assert report["wrong"] == {}
 
 
