@@ -100,7 +100,7 @@ def decompose(matrices: Array, diag_reg: Array, absolute: bool, label: str) -> S
         f"{label} is not positive semidefinite: its smallest eigenvalue is {float(spectrum.lowest):.3g}, its largest "
         f"{float(spectrum.largest):.3g}. A kernel cannot be that far off by rounding: check that it is the kernel "
         "of the training points with themselves and that no entry overflowed; otherwise compute it in float64, or "
-        "raise diag_reg."
+        "regularise it, by diag_reg where there is one."
     )
 
 
