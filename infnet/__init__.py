@@ -2,6 +2,7 @@
 
 from infnet import errors as errors
 from infnet import functional as functional
+from infnet import plot as plot
 from infnet import predict as predict
 from infnet import solvers as solvers
 from infnet import stax as stax

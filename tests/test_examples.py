@@ -158,3 +158,14 @@ def test_tuned_priors_make_test_data_more_likely(tmp_path):
     mean, deviation = results.predictions["after"]
     assert 0.7 < np.std((results.truth - mean) / deviation) < 1.3
     assert_is_a_picture(picture)
+
+
+def test_my_model_is_verified(tmp_path):
+    _, results, picture = run("verify_my_model", tmp_path)
+    right, wrong = results["the right rule"], results["the wrong rule"]
+    assert right.passed, str(right)
+    assert wrong.verdict.startswith("failed: ")
+    for report in (right, wrong):  # the wrong rule is right for an image with itself
+        scores = np.diagonal(report.z_scores["nngp"])
+        assert np.abs(scores).max() < report.threshold
+    assert_is_a_picture(picture)
