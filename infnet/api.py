@@ -309,6 +309,11 @@ class KernelFn:
         return explain(computation, model.paths, model.priors, self._options.precision, self._error)
 
     @property
+    def batch_axis(self) -> int:
+        """The axis of the inputs that counts examples."""
+        return self._model.inputs.batch_axis
+
+    @property
     def hidden_widths(self) -> list[tuple[int, str]]:
         """What is sent to infinity, in the order of the model: numbers of channels or heads, and their modules."""
         plan = self.computation.plan(("ntk",), (1, 2))

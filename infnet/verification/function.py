@@ -115,6 +115,8 @@ def verify(
 def _check(kernel_fn: Any, multipliers: Any, n_samples: Any, level: Any) -> None:
     if not all(hasattr(kernel_fn, name) for name in ("computation", "weights", "with_model")):
         raise InputError(f"kernel_fn must be an infnet.KernelFn, as of stax kernel_fn.at(x), not {kernel_fn!r}")
+    if kernel_fn.batch_axis != 0:
+        raise InputError("only models whose examples are on axis 0 of inputs and outputs are verified")
     numbers = list(multipliers) if isinstance(multipliers, Sequence) else []
     if not numbers or any(isinstance(m, bool) or not isinstance(m, int) or m < 1 for m in numbers):
         raise InputError(f"multipliers must be positive integers, not {multipliers!r}")
@@ -142,16 +144,26 @@ def _widened(widen: Callable[[int], Sequence[Any]], multiplier: int, given: Func
         raise InputError(f"widen must return (init_fn, apply_fn) or (init_fn, apply_fn, kernel_fn), not {made!r}")
     init, apply = made[:2]
     kernel_fn = made[2] if len(made) == 3 else given.kernel_fn.with_model(apply, infer_priors(init, *example_args(x)))
-    narrow, wide = given.kernel_fn.hidden_widths, kernel_fn.hidden_widths
+    check_wider(given.kernel_fn, kernel_fn, multiplier)
+    return Functions(init, _picking(kernel_fn, apply), kernel_fn)
+
+
+def check_wider(kernel_fn: Any, wider: Any, multiplier: int) -> None:
+    """Raise unless all hidden widths of one kernel function are multiplied in another one.
+
+    Raises:
+        InputError: a hidden width is not, or there is another number of them.
+    """
+    narrow, wide = kernel_fn.hidden_widths, wider.hidden_widths
     if len(narrow) != len(wide):
-        raise InputError(f"widen({multiplier}) has {len(wide)} hidden layers, but the model has {len(narrow)}")
+        raise InputError(f"a wider model must have the same {len(narrow)} hidden layers, but it has {len(wide)}")
     for (width, module), (other, _) in zip(narrow, wide, strict=True):
         if other != multiplier * width:
             raise InputError(
-                f"widen({multiplier}) must multiply all hidden widths by {multiplier}, but what {module or 'a layer'} "
-                f"takes for infinitely many channels or heads goes from {width} to {other}"
+                f"all hidden widths must be multiplied by {multiplier}, but what {module or 'a layer'} takes for "
+                f"infinitely many channels or heads goes from {width} to {other}: say how the model is made wider, "
+                "widen=lambda multiplier: ..., or make its widths fields"
             )
-    return Functions(init, _picking(kernel_fn, apply), kernel_fn)
 
 
 def _compared(
@@ -160,6 +172,9 @@ def _compared(
     """The comparison of every kernel of every output, and whether all is finite."""
     moments = [of_width.means_and_variances for of_width in networks]
     counts = [of_width.count for of_width in networks]
+    trees: list[Any] = [jax.tree.structure(tree) for tree in (kernels[0], moments[0][0])]
+    if trees[0] != trees[1]:
+        raise InputError(f"the kernels are {trees[0]}, but those of random networks {trees[1]}: leave out cross=True")
     found, finite = [], True
     with_paths, _ = jax.tree_util.tree_flatten_with_path(kernels[0])
     for k, (path, _) in enumerate(with_paths):
