@@ -65,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", help="of the models; all by default")
     parser.add_argument("--resolution", type=float, default=0.05, help="the deviation that is to be found")
     parser.add_argument("--n-samples", type=int, default=10_000, help="networks of the smallest width, at most")
+    parser.add_argument("--multipliers", type=int, nargs="+", default=(1, 2, 4), help="of the width")
     parser.add_argument("--wider", type=int, default=1, help="how many times as wide as in the tests models are")
     parser.add_argument("--pictures", type=Path, help="a folder for a picture of each")
     options = parser.parse_args(argv)
@@ -77,7 +78,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         module, x, width = known[name](options.wider)
         start = time.perf_counter()
         report = infnet_flax.verify(
-            module, x, jax.random.key(0), resolution=options.resolution, n_samples=options.n_samples
+            module,
+            x,
+            jax.random.key(0),
+            multipliers=tuple(options.multipliers),
+            resolution=options.resolution,
+            n_samples=options.n_samples,
         )
         deviations = [f"{100 * np.abs(one.trend.intercept).max():.1f}" for one in report.shown]
         largest = max(np.abs(z).max() for z in report.z_scores.values())

@@ -205,11 +205,14 @@ def test_refusals():
         arguments = {"kernel_fn": kernel_fn, "init_fn": init, "apply_fn": apply, "x": X, "key": KEY} | changes
         with pytest.raises(InputError, match=message):
             infnet.verify(**arguments)
+    crossed = kernel_of(init, apply, cross=True, output=lambda y: (y["image"], 2 * y["image"]))
     with pytest.raises(InputError, match="leave out cross=True"):
-        crossed = kernel_of(init, apply, cross=True, output=lambda y: (y["image"], 2 * y["image"]))
         infnet.verify(crossed, init, apply, X, KEY, n_samples=200)
+    columns = X[:, 0].T
+    prior = infnet.Prior(0.0, 1.0, shape=(3, 4), dtype=jnp.float32)
+    transposed = infnet.kernel_fn(lambda w, x: x.T @ w, prior, columns, batch_axis=1)
     with pytest.raises(InputError, match="examples are on axis 0"):
-        infnet.verify(kernel_of(init, apply, batch_axis=1), init, apply, X, KEY)
+        infnet.verify(transposed, init, apply, columns, KEY)
     picked = kernel_of(init, apply, output=lambda y: jnp.moveaxis(y["image"], 1, 2))
     with pytest.raises(InputError, match="the channels must be the last axis"):
         infnet.verify(picked, init, apply, X, KEY, n_samples=200)
