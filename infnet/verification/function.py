@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from infnet.arguments import BY_PARAM, example_args, positive
@@ -84,32 +85,72 @@ def verify(
     non_gaussian = not_gaussian(given, x)
     normal = {weight.leaf: weight.prior for weight in non_gaussian} if gaussian_first_layer else {}
     networks = [Networks(model, x, jax.random.fold_in(key, k), normal) for k, model in enumerate(models)]
-    kernels = [jax.tree.map(lambda a: np.asarray(a, np.float64), m.kernel_fn(x, None, KINDS)) for m in models]
-    rounding = float(np.finfo(kernel_fn.computation.dtype).eps) ** 0.5
-    extra = rounding + (0.0 if gaussian_first_layer else max((w.effect for w in non_gaussian), default=0.0))
-    count = min(FEWEST, n_samples)
-    while True:
-        for m, of_width in zip(multipliers, networks, strict=True):
-            of_width.draw(max(min(FEWEST, n_samples), round(count * multipliers[0] / m)), f"{m} x the width", progress)
-        comparisons, finite = _compared(multipliers, networks, kernels, extra)
-        entries = sum(one.trend.intercept.size for one in comparisons)
-        limit = threshold(level, entries, min(of_width.count for of_width in networks))
-        noise, allowance = detectable([one.trend for one in comparisons], limit)
-        wanted = max(goal - allowance, goal / 2)
-        if not finite or noise <= wanted or count == n_samples:
-            break
-        count = min(n_samples, int(count * min(max((noise / wanted) ** 2, 1.2), GROWTH)))
-    remarks = [*remarks, *_remarks(models, non_gaussian, gaussian_first_layer, allowance)]
+    kernels = [model.kernel_fn(x, None, KINDS) for model in models]
+    effect = 0.0 if gaussian_first_layer else max((weight.effect for weight in non_gaussian), default=0.0)
+    sampled = _sampled(multipliers, networks, kernels, effect, Goal(goal, n_samples, level, progress))
+    remarks = [*remarks, *_remarks(models, non_gaussian, gaussian_first_layer, sampled.allowance)]
     return Verification(
-        comparisons=tuple(comparisons),
+        comparisons=tuple(sampled.comparisons),
         multipliers=tuple(map(float, multipliers)),
         n_samples=tuple(of_width.count for of_width in networks),
         level=level,
-        threshold=limit,
-        resolution=noise + allowance,
+        threshold=sampled.threshold,
+        resolution=sampled.noise + sampled.allowance,
         remarks=tuple(remarks),
-        finite=finite,
+        finite=sampled.finite,
     )
+
+
+class Goal(NamedTuple):
+    """What is asked for; see `verify`."""
+
+    resolution: float
+    n_samples: int
+    level: float
+    progress: bool
+
+
+class Sampled(NamedTuple):
+    """What was found.
+
+    Attributes:
+        comparisons: of all kernels that are finite.
+        finite: whether all are.
+        threshold: of z-scores.
+        noise, allowance: the parts of the deviation that would have been found, as of `detectable`.
+    """
+
+    comparisons: list[Comparison]
+    finite: bool
+    threshold: float
+    noise: float
+    allowance: float
+
+
+def _sampled(
+    multipliers: Sequence[int], networks: Sequence[Networks], kernels: Sequence[PyTree], effect: float, goal: Goal
+) -> Sampled:
+    """Draw networks until the goal is reached, and compare them.
+
+    Args:
+        multipliers: of the width.
+        networks, kernels: of each.
+        effect: the relative deviation that is allowed for besides what the fit allows for.
+        goal: says how many networks there are.
+    """
+    count = min(FEWEST, goal.n_samples)
+    while True:
+        for m, of_width in zip(multipliers, networks, strict=True):
+            number = max(min(FEWEST, goal.n_samples), round(count * multipliers[0] / m))
+            of_width.draw(number, f"{m} x the width", goal.progress)
+        comparisons, finite = _compared(multipliers, networks, kernels, effect)
+        entries = sum(one.trend.intercept.size for one in comparisons)
+        limit = threshold(goal.level, max(entries, 1), min(of_width.count for of_width in networks))
+        noise, allowance = detectable([one.trend for one in comparisons], limit)
+        wanted = max(goal.resolution - allowance, goal.resolution / 2)
+        if not finite or noise <= wanted or count == goal.n_samples:
+            return Sampled(comparisons, finite, limit, noise, allowance)
+        count = min(goal.n_samples, int(count * min(max((noise / wanted) ** 2, 1.2), GROWTH)))
 
 
 def _check(kernel_fn: Any, multipliers: Any, n_samples: Any, level: Any) -> None:
@@ -167,9 +208,12 @@ def check_wider(kernel_fn: Any, wider: Any, multiplier: int) -> None:
 
 
 def _compared(
-    multipliers: Sequence[int], networks: Sequence[Networks], kernels: Sequence[PyTree], extra: float
+    multipliers: Sequence[int], networks: Sequence[Networks], kernels: Sequence[PyTree], effect: float
 ) -> tuple[list[Comparison], bool]:
     """The comparison of every kernel of every output, and whether all is finite."""
+    # Half of the digits: what an NTK of near-duplicates keeps.
+    rounding = max(float(jnp.finfo(a.dtype).eps) ** 0.5 for a in jax.tree.leaves((kernels, networks[0].moments)))
+    kernels = [jax.tree.map(lambda a: np.asarray(a, np.float64), tree) for tree in kernels]
     moments = [of_width.means_and_variances for of_width in networks]
     counts = [of_width.count for of_width in networks]
     trees: list[Any] = [jax.tree.structure(tree) for tree in (kernels[0], moments[0][0])]
@@ -194,7 +238,9 @@ def _compared(
         variances = np.stack([_like(v, a, name) / s**2 for v, (a, s) in zip(variance, pairs, strict=True)])
         errors = np.sqrt(variances / np.reshape(counts, (-1, *[1] * kernel[0].ndim)))
         trend = fit(multipliers, deviations, errors, variances)
-        found.append(Comparison(name, deviations, errors, trend._replace(allowance=trend.allowance + extra)))
+        found.append(
+            Comparison(name, deviations, errors, trend._replace(allowance=trend.allowance + effect + rounding))
+        )
     return found, finite
 
 

@@ -100,6 +100,6 @@ def detectable(trends: Sequence[Trend], limit: float) -> tuple[float, float]:
     Returns:
         what of it is noise, which decreases with the number of networks, and what is allowed for.
     """
-    noise = max(float(trend.standard_error.max(initial=0)) for trend in trends)
-    allowance = max(float(trend.allowance.max(initial=0)) for trend in trends)
+    noise = max((float(trend.standard_error.max(initial=0)) for trend in trends), default=0.0)
+    allowance = max((float(trend.allowance.max(initial=0)) for trend in trends), default=0.0)
     return (limit + float(ndtri(POWER))) * noise, allowance
