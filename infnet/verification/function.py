@@ -237,7 +237,7 @@ def _compared(
         deviations = np.stack([(_like(m, a, name) - a) / s for m, (a, s) in zip(mean, pairs, strict=True)])
         variances = np.stack([_like(v, a, name) / s**2 for v, (a, s) in zip(variance, pairs, strict=True)])
         errors = np.sqrt(variances / np.reshape(counts, (-1, *[1] * kernel[0].ndim)))
-        trend = fit(multipliers, deviations, errors, variances)
+        trend = fit(multipliers, counts, deviations, errors, variances)
         found.append(
             Comparison(name, deviations, errors, trend._replace(allowance=trend.allowance + effect + rounding))
         )
