@@ -7,8 +7,8 @@ Of a relative deviation D from the limit, networks of m times the width have a m
 with δ = 0 if the kernel is right. δ and c are fitted by weighted least squares: with x = 1 / m, weights w and
 S_k = Σ w x^k, the estimate of δ is Σ a D with a = w (S₂ - S₁ x) / Δ, and that of c is Σ b D with b = w (S₀ x - S₁) / Δ,
 where Δ = S₀ S₂ - S₁². Their standard errors are those of these sums. The weights would best be 1 / se², but must not
-depend on the samples: these are skewed, so that a width whose mean happens to be too small seems to vary less, and would
-count for more. As variances are about proportional to 1 / m, w is the number of networks times m.
+depend on the samples: these are skewed, so that a width whose mean happens to be too small seems to vary less, and
+would count for more. As variances are about proportional to 1 / m, w is the number of networks times m.
 
 The next term, q / m², moves the estimate of δ by q Σ a x². Kernels of wide networks are products of a factor
 1 + O(1 / width) per layer (Hanin & Nica 2020, arXiv:1909.05989, for ReLU), whose product is about exp(c / m), with
