@@ -35,6 +35,7 @@ from infnet.remembered import remembered as remembered
 from infnet.remembered import remembered_kernel as remembered_kernel
 from infnet.remembered import remembered_kernel_fn as remembered_kernel_fn
 from infnet.remembered import remembered_monte_carlo_kernel as remembered_monte_carlo_kernel
+from infnet.sampling.points import Sampling as Sampling
 from infnet.storage import Status as Status
 from infnet.storage import StoredArray as StoredArray
 from infnet.storage import compute as compute

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +22,13 @@ from infnet.results import Results
 
 
 def series_nodes(plan: Plan) -> list[Elementwise]:
-    """The nonlinearities of a plan whose kernels are series."""
-    asked = [step.request for step in plan.steps if not isinstance(step.request, AskKnown)]
+    """The nonlinearities of a plan whose kernels are series, and not only sampled."""
+    asked = [step.request for step in plan.steps if not isinstance(step.request, AskKnown) and not step.sampled]
     nodes = {u.index: u for request in asked for u in (request.u, getattr(request, "v", request.u))}
     found = [n for n in nodes.values() if isinstance(n, Elementwise) and isinstance(n.activation, SeriesActivation)]
+    found = [
+        n for n in found if (own := variance(n.operand, 1)) is None or own.key in plan.by_key or n.operand.gaussian
+    ]
     return sorted(found, key=lambda node: node.index)
 
 
@@ -67,14 +71,16 @@ def _series(computation: Computation, node: Elementwise) -> SeriesActivation:
 def largest_variances(computation: Computation, plan: Plan, weights: Weights, x: Given) -> dict[int, float]:
     """The largest second moment of the argument of each series, over examples and positions."""
     nodes = series_nodes(plan)
-
+    requests = [variance(n.operand, 1) for n in nodes]
+    # As outputs they are kept, also those that only other steps about the same example need.
+    plan = replace(plan, outputs=(*plan.outputs, *requests))
     schedule = computation.schedule(plan)
 
     def of_example(given: Given) -> list[jax.Array]:
         context = computation.context(weights)
         values = example_values(schedule, computation.program.trace, context, 1, given)
         results = Results(plan, schedule.places, {1: values})
-        blocks = [results.read(variance(n.operand, 1)) for n in nodes]
+        blocks = [results.read(request) for request in requests]
         return [jnp.zeros(()) if b is None or b.s is None else b.s.max(initial=0) for b in blocks]
 
     if not nodes or not len(jax.tree.leaves(x)[0]):

@@ -30,12 +30,13 @@ from infnet.computation import Computation
 from infnet.context import Weights
 from infnet.errors import InputError
 from infnet.execute import Given
-from infnet.explain import Explanation, explain, width_of
+from infnet.explain import Found, Subject, explain
+from infnet.explanation import Explanation, OutputError
 from infnet.kernel import Kernel
 from infnet.model import Model
-from infnet.plan import Ask
-from infnet.priors import check_readable
 from infnet.running import Options, OwnTask, Runner, Task
+from infnet.sampling.points import Sampling
+from infnet.sampling.replicates import without_errors
 from infnet.tiling import mirrored
 
 PyTree = Any
@@ -55,7 +56,7 @@ def kernel_fn(
     tol: float = 1e-6,
     q_max: float | None = None,
     batch_axis: int = 0,
-    on_unsupported: str = "raise",
+    on_unsupported: str | Sampling = "raise",
 ) -> KernelFn:
     """The kernel function of the infinite-width limit of a model.
 
@@ -80,7 +81,9 @@ def kernel_fn(
         q_max: the largest variance of the argument of such a function for which `tol` is to hold. By default that of
             the examples: the example inputs, or what the function is called with.
         batch_axis: the axis of the inputs that counts examples.
-        on_unsupported: reserved; only "raise" is accepted so far.
+        on_unsupported: "raise"; or "sample" to estimate moments without a closed form by quasi-Monte Carlo, where a
+            single channel is a function of Gaussian fields. Kernels are then `Estimate`s, with a standard error for
+            every entry, and cannot be differentiated. An `infnet.Sampling` says with how many points.
 
     Returns:
         The kernel function. It is traced now, and again for arguments of other dtypes.
@@ -93,15 +96,16 @@ def kernel_fn(
     """
     one_of("parameterization", parameterization, ("as_model", "ntk"))
     one_of("precision", precision, ("default", "highest"))
-    one_of("on_unsupported", on_unsupported, ("raise",))
-    check_readable(priors)
+    if not isinstance(on_unsupported, Sampling):
+        one_of("on_unsupported", on_unsupported, ("raise", "sample"))
     model = Model(apply_fn, priors, Inputs(example_inputs, batch_axis), output, cross)
     rates = learning_rates(model.paths, model.tree, trainable, lr_scale)
-    weights = Weights([p.mean for p in model.priors], [p.std for p in model.priors], rates)
-    options = Options(
-        parameterization, precision, positive("tol", tol), None if q_max is None else positive("q_max", q_max)
+    most = None if q_max is None else positive("q_max", q_max)
+    sampling = (
+        {"raise": None, "sample": Sampling()}.get(on_unsupported) if isinstance(on_unsupported, str) else on_unsupported
     )
-    return KernelFn(model, weights, options)
+    options = Options(parameterization, precision, positive("tol", tol), most, sampling)
+    return KernelFn(model, model.weights(rates), options)
 
 
 # Bytes of kernels for which there is always memory; and how many times that of others is needed, with all in between.
@@ -113,7 +117,7 @@ class KernelFn:
 
     def __init__(self, model: Model, weights: Weights, options: Options):
         self.parameterization = options.parameterization
-        self._model = model
+        self._model = self.model = model
         self._weights = weights
         self._options = options
         self._runner = Runner(model, options)
@@ -231,6 +235,10 @@ class KernelFn:
         return kernel
 
     def _composed(self, kernel: Kernel, get: Any, names: tuple[str, ...]) -> Any:
+        if kernel.standard_errors is not None:
+            raise InputError(
+                "this Kernel is an estimate, and its standard errors would be lost: sample both models as one"
+            )
         kind, moments = self._model.inputs.moments(kernel, self.parameterization)
         if BY_PARAM in names:
             raise InputError(f"{BY_PARAM!r} is that of inputs: a Kernel does not say how its NTK is made up")
@@ -295,31 +303,79 @@ class KernelFn:
         pairs, names = self._runner.computation(kind).program.outputs, names_of(None)
         rows = zip(*(values[n] for n in names), strict=True)
         own = {"error": values["error"], "parameterization": self.parameterization, "symmetric": symmetric}
+        found = [dict(zip(names, arrays, strict=True)) for arrays in rows]
         return [
-            Kernel(**dict(zip(names, arrays, strict=True)), **own, width=pair.one.width, law=pair.law)
-            for pair, arrays in zip(pairs, rows, strict=True)
+            Kernel(**without_errors(arrays), **own, width=pair.one.width, law=pair.law)
+            for pair, arrays in zip(pairs, found, strict=True)
         ]
 
     def _tree_of(self, kernels: Sequence[Any]) -> PyTree:
         return jax.tree.unflatten(self._model.output_tree, kernels)
 
-    def explain(self) -> Explanation:
-        """A printable table: one row per step of the kernel computation, in order."""
-        computation, model = self._runner.computation(self._model.inputs.kind), self._model
-        return explain(computation, model.paths, model.priors, self._options.precision, self._error)
+    def explain(self, x1: PyTree = None, x2: PyTree = None) -> Explanation:
+        """A printable table: one row per step of the kernel computation between two examples, in order.
 
-    @property
-    def batch_axis(self) -> int:
-        """The axis of the inputs that counts examples."""
-        return self._model.inputs.batch_axis
+        Each row names the module and the line of the model that it comes from, the rule and the kernel primitives that
+        compute it, its layout, whether its result is Gaussian and exact, and its share of the memory: of the bytes of
+        the results of all these steps, for one pair.
 
-    @property
-    def hidden_widths(self) -> list[tuple[int, str]]:
-        """What is sent to infinity, in the order of the model: numbers of channels or heads, and their modules."""
-        plan = self.computation.plan(("ntk",), (1, 2))
-        nodes = {step.request.u.index: step.request.u for step in plan.steps if isinstance(step.request, Ask)}
-        widths = [(width_of(node), node.where.module) for node in nodes.values()]
-        return [(width, module) for width, module in widths if width is not None]
+        Args:
+            x1, x2: a few examples, as of a call. With them each row also has the error of its kernel and its share of
+                the time, and there is the error of the outputs (`error_bounds`). The time is measured: each step,
+                compiled by itself, is run on made-up numbers for as many pairs as kernels are computed of at a time.
+                Compiled together, steps may take less. This takes as long as some kernels take to compile.
+        """
+        model = self._model
+        kind, leaves = model.inputs.kind, jax.tree.leaves(model.inputs.example)
+        if x1 is not None:
+            kind, x1, x2 = self._arrays(x1, x2)
+            leaves, errors = [jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for x in x1], self._errors(kind, x1, x2)
+        computation = self._runner.computation(kind)
+        subject = Subject(computation, self._weights, model.paths, model.priors, self._options.precision)
+        with self._runner.float64(kind):
+            example = self._runner.widened(kind, leaves)
+            if x1 is None:
+                return explain(subject, example, self._error)
+            return explain(subject, example, None, Found(*errors))
+
+    def error_bounds(self, x1: PyTree, x2: PyTree = None, get: Any = None) -> Any:
+        """Bounds on the errors that series make in the kernels of a few examples, to first order in these errors.
+
+        That of an entry is the sum over all steps of its derivative in their results times the bounds of their errors:
+        see `infnet.propagation`. Rounding errors come on top. The bounds are zero where all steps are closed forms.
+
+        Args:
+            x1, x2: as of a call; all pairs are computed at a time, step by step.
+            get: "nngp" or "ntk" for an array like that kernel, or a tuple of them; None for both, a namedtuple.
+
+        Raises:
+            InputError: shapes or names are wrong.
+        """
+        names = names_of(NAMES if get is None else get)
+        if not set(names) <= set(NAMES):
+            raise InputError(f"errors are of the kernels {NAMES}, not of {get!r}")
+        kind, x1, x2 = self._arrays(x1, x2)
+        self._run(Task("matrix", names), kind, x1, x2)  # gives the series the terms that these examples need
+        values, _ = self._runner.error_bounds(names, self._weights, kind, x1, x2)
+        return self._picked(values, kind, names if get is None else get, names)
+
+    def _arrays(self, x1: PyTree, x2: PyTree) -> tuple[InputKind, list[jax.Array], list[jax.Array]]:
+        """Examples, which must be arrays with numbers in them."""
+        kind, inputs1, inputs2 = self._read(x1, x2)
+        if any(isinstance(x, jax.core.Tracer | jax.ShapeDtypeStruct) for x in (*inputs1, *inputs2)):
+            raise InputError("errors and times are those of examples: x1 and x2 must be arrays, and not under `jit`")
+        return kind, inputs1, inputs2
+
+    def _errors(self, kind: InputKind, x1: Any, x2: Any) -> tuple[dict[Any, float], tuple[OutputError, ...]]:
+        """The largest relative errors of steps, and the errors of outputs."""
+        kernels = self._run(Task("matrix", NAMES), kind, x1, x2)
+        bounds, of_steps = self._runner.error_bounds(NAMES, self._weights, kind, x1, x2)
+        found = []
+        for name in NAMES:
+            for number, (bound, kernel) in enumerate(zip(bounds[name], kernels[name], strict=True)):
+                absolute, largest = float(bound.max(initial=0)), float(jnp.abs(kernel).max(initial=0))
+                found.append(OutputError(number, name, absolute, absolute / largest if largest else 0.0))
+        return {key: float(error.max(initial=0)) for key, error in of_steps.items()}, tuple(found)
 
     @property
     def law(self) -> PyTree:
@@ -365,25 +421,13 @@ class KernelFn:
         return kernel
 
     def with_model(self, apply_fn: Callable[..., PyTree], priors: PyTree) -> KernelFn:
-        """The kernel function of another model with the same inputs, options and learning rates: of another width, say.
-
-        Args:
-            apply_fn, priors: as of `kernel_fn`; the parameters have the same structure.
+        """That of another model with the same inputs, names of parameters, options and learning rates.
 
         Raises:
-            InputError: they do not; also the errors of `kernel_fn`.
+            InputError: the parameters have another structure; also the errors of `kernel_fn`.
         """
-        check_readable(priors)
         model = self._model.of(apply_fn, priors)
-        trees: list[Any] = [model.tree, self._model.tree]
-        if trees[0] != trees[1]:
-            raise InputError(f"the other model has the parameters {trees[0]}, not {trees[1]}")
-        means, stds = [p.mean for p in model.priors], [p.std for p in model.priors]
-        return KernelFn(model, replace(self._weights, mean=means, std=stds), self._options)
-
-    def outputs_of(self, result: PyTree) -> PyTree:
-        """What of a result of the model this is the kernel function of (`output=`)."""
-        return self._model.picked(result)
+        return KernelFn(model, model.weights(list(self._weights.learning_rate)), self._options)
 
     def __deepcopy__(self, memo: Any) -> KernelFn:
         """Itself, as of any function: scikit-learn copies the arguments of its estimators."""

@@ -28,8 +28,10 @@ from infnet.plan import Ask, AskMean, Plan, Request, make_plan
 from infnet.program import OutputPair, Program
 from infnet.results import Values
 from infnet.rules import rule
+from infnet.sampling.points import Replicate
+from infnet.sampling.step import rule_or_sample
 from infnet.schedule import Schedule
-from infnet.tiling import examples_at_once, matrix, symmetric_matrix, tile_sizes
+from infnet.tiling import examples_at_once, matrix, mirrored, symmetric_matrix, tile_sizes
 
 Arrays = dict[str, Any]  # a list of arrays for each kernel, one for each pair of outputs
 Examples = Sequence[jax.Array]
@@ -44,12 +46,14 @@ class Computation:
         ntk_units: whether gradients are with respect to weights written as std * theta.
         dtype: in which it is computed.
         activations: what stands in for the activation of some nodes (see `Context`).
+        replicate: at which points moments without a closed form are sampled; None if they are refused.
     """
 
     program: Program
     ntk_units: bool
     dtype: Any
     activations: Mapping[int, Activation] = field(default_factory=dict)
+    replicate: Replicate | None = None
 
     def plan(self, names: Sequence[str], side: tuple[int, int]) -> Plan:
         """The plan for the kernels in `names`, of examples on these sides."""
@@ -60,7 +64,7 @@ class Computation:
                 asks.append(Ask(left.node, right.node, shift, side, pair.layout, "ntk" in names))
         if "mean" in names:
             asks.extend(AskMean(piece.left.node, 1) for pair in self.program.outputs for piece in pair.pieces)
-        return make_plan(asks, partial(rule, self.program.trace))
+        return make_plan(asks, partial(rule_or_sample if self.replicate else rule, self.program.trace))
 
     def schedule(self, plan: Plan) -> Schedule:
         """The order in which a plan is executed, with loops for repeated layers."""
@@ -68,7 +72,7 @@ class Computation:
 
     def context(self, weights: Weights) -> Context:
         """What the steps of a plan read."""
-        return Context(weights, self.ntk_units, self.dtype, self.activations)
+        return Context(weights, self.ntk_units, self.dtype, self.activations, replicate=self.replicate)
 
     def matrix(self, names: Sequence[str], *, symmetric: bool, sharded: bool) -> Callable[..., Arrays]:
         """The function of (weights, x1, x2) that computes everything in `names`.
@@ -92,6 +96,10 @@ class Computation:
         def kernels(weights: Weights, x1: Examples, x2: Examples) -> Arrays:
             one = own(weights, x1) if symmetric or "cov1" in names else {}
             values = of_pairs(weights, x1, x2)
+            if symmetric and self.replicate and self.mirrored:  # an estimate depends on which example comes first
+                values.update(
+                    {n: [(k + m) / 2 for k, m in zip(values[n], mirrored(values[n]), strict=True)] for n in wanted}
+                )
             if symmetric:
                 values.update({n: _with_diagonals(values[n], one[n], sharded) for n in wanted})
             values["error"] = self._worst(values)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from infnet.activations import Activation
 from infnet.errors import UnsupportedError
 from infnet.nodes import Elementwise, Field, Param
+from infnet.sampling.points import Replicate
 from infnet.trace import Trace, needed_equations
 
 Indexed = Sequence[Any] | Mapping[int, Any]  # by the number of the parameter
@@ -48,6 +49,7 @@ class Context:
         inputs: of an input that is random itself, its moments: by side, and of the pair (0).
         known: the Known variables that the step reads, by variable and side.
         errors: bounds on relative errors that steps reported.
+        replicate: at which points integrals are sampled, where they are.
     """
 
     weights: Weights
@@ -58,6 +60,12 @@ class Context:
     inputs: Mapping[int, InputMoments] = dataclasses.field(default_factory=dict)
     known: Mapping[tuple[int, int], jax.Array] = dataclasses.field(default_factory=dict)
     errors: list[jax.Array] = dataclasses.field(default_factory=list)
+    replicate: Replicate | None = None
+
+    def normals(self, dimension: int) -> jax.Array:
+        """Points of the standard normal law, `[points, dimension]`."""
+        assert self.replicate is not None
+        return self.replicate.normals(dimension).astype(self.dtype)
 
     def activation(self, node: Elementwise) -> Activation:
         """The activation of a node, a series with as many terms as these examples need."""

@@ -2,90 +2,144 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from infnet.computation import Computation
+from infnet.context import Weights
+from infnet.explanation import Explanation, OutputError, Row
 from infnet.nodes import Contraction, GroupedConvolution, GroupSum, Node, Repeated
-from infnet.plan import Ask
+from infnet.plan import Ask, Plan, Step
 from infnet.priors import Prior
+from infnet.step_costs import step_costs
+from infnet.tiling import tile_sizes
 
 NARROW = 16
+MANY = 1000  # examples, of which the time of steps is that of a tile
 
 
 @dataclass(frozen=True)
-class Row:
-    """One step: where it comes from, the rule, which pairs of positions it computes, and how exact it is."""
+class Subject:
+    """What is explained: a computation, the laws of its parameters, with their paths, and its precision."""
 
-    module: str
-    line: str
-    rule: str
-    offsets: str
-    gaussian: bool
-    exact: str
+    computation: Computation
+    weights: Weights
+    paths: Sequence[str]
+    priors: Sequence[Prior]
+    precision: str
+
+    @property
+    def plan(self) -> Plan:
+        """Of both kernels between two different examples."""
+        return self.computation.plan(("ntk",), (1, 2))
 
 
 @dataclass(frozen=True)
-class Explanation:
-    """The steps of a kernel computation, and remarks. Print it, or read `rows`."""
+class Found:
+    """What is known from examples.
 
-    rows: tuple[Row, ...]
-    remarks: tuple[str, ...]
+    Attributes:
+        step_errors: the largest relative error of a step, by the key of its request.
+        errors: of the outputs.
+    """
 
-    def __str__(self) -> str:
-        head = ("module", "rule", "positions", "Gaussian", "exact", "line")
-        cells = [
-            (r.module, r.rule, r.offsets, "yes" if r.gaussian else "no", r.exact, r.line.rsplit("/", 1)[-1])
-            for r in self.rows
-        ]
-        widths = [max(len(row[k]) for row in (head, *cells)) for k in range(len(head))]
-        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in (head, *cells)]
-        rule = "  ".join("-" * w for w in widths)
-        return "\n".join([lines[0], rule, *lines[1:], *self.remarks])
+    step_errors: Mapping[Any, float]
+    errors: tuple[OutputError, ...]
 
 
 def explain(
-    computation: Computation, paths: Sequence[str], priors: Sequence[Prior], precision: str, error: float | None
+    subject: Subject,
+    example: Sequence[jax.ShapeDtypeStruct],
+    error: float | None,
+    found: Found | None = None,
 ) -> Explanation:
-    """One row per step between two different examples; `error`: the largest bound of the last run."""
-    plan = computation.plan(("ntk",), (1, 2))
-    rows, widths, kurtosis = [], [], []
-    for step in plan.steps:
-        request = step.request
-        if not isinstance(request, Ask) or request.side != (1, 2):
-            continue
-        gaussian = request.u.gaussian and request.v.gaussian
-        settled = computation.activations.get(request.u.index)
-        exact = step.exact if settled is None else settled.exact
-        rows.append(Row(step.where.module, step.where.line, step.rule, str(request.layout), gaussian, exact))
-        node = request.u
-        width = width_of(node)
-        if width is not None:
-            widths.append((width, node.where.module))
-        if isinstance(node, Contraction) and not isinstance(node, GroupedConvolution) and not node.operand.leaves:
-            leaf = node.param.key.leaf
-            if np.any(np.asarray(priors[leaf].kurtosis)):
-                kurtosis.append((paths[leaf], float(np.max(np.abs(priors[leaf].kurtosis)))))
+    """One row per step between two different examples.
+
+    Args:
+        subject: what is explained.
+        example: shapes of the leaves of an example, without the batch axis.
+        error: the largest bound of the last run.
+        found: what is known from examples.
+    """
+    plan = subject.plan
+    tile = tile_sizes(plan, MANY, MANY, False) if found else None
+    costs = step_costs(subject.computation, plan, subject.weights, example, tile)
+    steps = [s for s in plan.steps if isinstance(s.request, Ask) and s.request.side == (1, 2)]
+    size = sum(costs[s.request.key].bytes for s in steps)
+    seconds = sum(costs[s.request.key].seconds or 0.0 for s in steps)
+    rows = []
+    for step in steps:
+        key, cost = step.request.key, costs[step.request.key]
+        rows.append(
+            Row(
+                step.where.module,
+                step.where.line,
+                step.rule,
+                cost.primitives,
+                str(step.request.layout) if isinstance(step.request, Ask) else "",
+                _is_gaussian(step),
+                _exact(subject.computation, step),
+                cost.bytes / max(size, 1),
+                None if cost.seconds is None else cost.seconds / max(seconds, 1e-9),
+                None if found is None else found.step_errors.get(key, 0.0),
+            )
+        )
+    nodes = [s.request.u for s in steps if isinstance(s.request, Ask)]
+    remarks = [*_on_numbers(subject, error, found), *subject.computation.program.remarks, *_on_limits(subject, nodes)]
+    return Explanation(tuple(rows), tuple(remarks), found.errors if found else ())
+
+
+def _is_gaussian(step: Step) -> bool:
+    return isinstance(step.request, Ask) and step.request.u.gaussian and step.request.v.gaussian
+
+
+def _exact(computation: Computation, step: Step) -> str:
+    """With the number of terms that the examples need, where it is a series."""
+    if step.error is None or not isinstance(step.request, Ask):
+        return step.exact
+    settled = computation.activations.get(step.request.u.index)
+    return step.exact if settled is None else settled.exact
+
+
+def _on_numbers(subject: Subject, error: float | None, found: Found | None) -> list[str]:
+    """What is computed, in which dtype, and how far off it may be."""
+    computation = subject.computation
     parameterization = "ntk" if computation.ntk_units else "as_model"
-    dtype = "float64" if precision == "highest" else jnp.dtype(computation.dtype).name
+    dtype = "float64" if subject.precision == "highest" else jnp.dtype(computation.dtype).name
     remarks = [f"{parameterization} parameterization; NNGP and NTK per output channel, computed in {dtype}"]
     if error:
         remarks.append(f"in the last call, the relative error of each of these kernels was at most {error:.2g}")
-    remarks.extend(computation.program.remarks)
+    if found is not None:
+        some = [str(one) for one in found.errors if one.absolute]
+        text = "besides rounding errors, to first order, the error is at most " + ", ".join(some)
+        remarks.append(text if some else "no step has an error besides rounding")
+    return remarks
+
+
+def _on_limits(subject: Subject, nodes: Sequence[Node]) -> list[str]:
+    """What is taken for infinite, and for Gaussian."""
+    widths = [(width, node.where.module) for node in nodes if (width := width_of(node)) is not None]
+    remarks = []
     if widths:
         width, module = min(widths)
         remarks.append(f"channels sent to infinity; the smallest width is {width} ({module})")
         if width < NARROW:
             remarks.append(f"warning: a width below {NARROW} is far from the infinite-width limit")
-    remarks.extend(
-        f"{path} has excess kurtosis {k:.3g} and meets the inputs directly: the first layer is Gaussian only up to "
-        "kurtosis * sum x^4 / (sum x^2)^2"
-        for path, k in kurtosis
-    )
-    return Explanation(tuple(rows), tuple(remarks))
+    for node in nodes:
+        if isinstance(node, Contraction) and not isinstance(node, GroupedConvolution) and not node.operand.leaves:
+            leaf = node.param.key.leaf
+            kurtosis = float(np.max(np.abs(subject.priors[leaf].kurtosis), initial=0.0))
+            if kurtosis:
+                remarks.append(
+                    f"{subject.paths[leaf]} has excess kurtosis {kurtosis:.3g} and meets the inputs directly: the "
+                    "first layer is Gaussian only up to kurtosis * sum x^4 / (sum x^2)^2"
+                )
+    return remarks
 
 
 def width_of(node: Node) -> int | None:

@@ -22,8 +22,9 @@ from infnet.numpy_rules import CALLS, called_jaxpr
 from infnet.trace import Equation, Flat, constant_value, is_elementwise, needed_equations
 
 BATCH_SIZES = (2, 3)
-# In the name of a `jax.named_scope`, "layer at line": a layer that says itself which line of the model it comes from.
-AT = " at "
+# In the name of a `jax.named_scope`, between a layer and the line of the model that it says it comes from: the control
+# character that separates units, which no user writes.
+AT = "\x1f"
 CUSTOM_CALLS = frozenset({lax_p.custom_jvp_call_p, lax_p.custom_vjp_call_p})
 
 

@@ -13,14 +13,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import numpy as np
 
 from infnet._jax import ClosedJaxpr, JaxprEqn, Primitive, split_p, tile_p
 from infnet._jax import lax_primitives as lax_p
-from infnet.errors import MONTE_CARLO, BatchAxisError, Where
+from infnet.errors import RefusalError, Where
+from infnet.errors.programs import (
+    EXAMPLES_MIXED,
+    EXAMPLES_NOT_KNOWN_TO_BE_SEPARATE,
+    EXAMPLES_NOT_ON_ONE_AXIS,
+    EXAMPLES_TREATED_DIFFERENTLY,
+)
 from infnet.flatten import BATCH_SIZES, flatten
 from infnet.numpy_rules import CALLS, called_jaxpr
 from infnet.separation import RULES, same_axis
@@ -62,7 +68,7 @@ def one_example(flats: Sequence[Flat], n_params: int, where: Where | None = None
             _check_separate(trace, *pair)
             _check_constants(trace, three, pair[0], differing)
     if differing.intersection(trace.outputs):
-        _refuse_difference(two.equations[-1])
+        raise _differs(two.equations[-1])
     return trace
 
 
@@ -80,10 +86,10 @@ def _check_separate(trace: Trace, two: Equation, three: Equation) -> None:
         return
     rule = same_axis if is_elementwise(two.source) else RULES.get(two.primitive)
     if rule is None:
-        _refuse(two, "is not known to treat the examples of a batch separately")
+        raise EXAMPLES_NOT_KNOWN_TO_BE_SEPARATE.of(two)
     kept = rule(trace, two, inputs)
     if kept is None or any(axis != kept for axis in outputs) or not _keeps_rows(trace, two):
-        _refuse(two, "mixes the examples of a batch")
+        raise EXAMPLES_MIXED.of(two)
 
 
 def _keeps_rows(trace: Trace, equation: Equation) -> bool:
@@ -112,38 +118,16 @@ def bodies(equation: JaxprEqn) -> list[ClosedJaxpr]:
 def _same_structure(flats: Sequence[Flat], where: Where) -> None:
     for same in zip(*(f.equations for f in flats), strict=False):
         if len({(e.primitive, e.inputs, e.outputs, len(bodies(e.source))) for e in same}) > 1:
-            _refuse_difference(same[0])
+            raise _differs(same[0])
     if len({(len(f.equations), len(f.avals), tuple(f.outputs)) for f in flats}) > 1:
         equations = max((f.equations for f in flats), key=len)
         if not equations:
-            raise _difference("the model", where)
-        _refuse_difference(equations[-1])
+            raise EXAMPLES_TREATED_DIFFERENTLY.at(where, what="the model")
+        raise _differs(equations[-1])
 
 
-def _refuse_difference(equation: Equation) -> NoReturn:
-    raise _difference(f"`{equation.primitive.name}`", equation.where)
-
-
-def _difference(what: str, where: Where) -> BatchAxisError:
-    return BatchAxisError(
-        f"{what} is not the same operation for each example, at batch sizes 2 and 3",
-        where=where,
-        why="a kernel is a function of two examples, so the model must treat every example in the same way, "
-        "whatever the size of the batch",
-        remedy="keep the batch size out of the arithmetic and out of the control flow, and loop over other axes than "
-        "that of the examples",
-    )
-
-
-def _refuse(equation: Equation, how: str) -> NoReturn:
-    raise BatchAxisError(
-        f"`{equation.primitive.name}` {how}",
-        where=equation.where,
-        why="a kernel is a function of two examples, so the output for one example must not depend on the others "
-        "(BatchNorm in training mode does; on a single example it would return zero)",
-        remedy="use BatchNorm with running statistics (`use_running_average=True`), or act on each example "
-        f"separately; {MONTE_CARLO}",
-    )
+def _differs(equation: Equation) -> RefusalError:
+    return EXAMPLES_TREATED_DIFFERENTLY.at(equation.where, what=f"`{equation.primitive.name}`")
 
 
 def _sizes_of_one(two: Equation, three: Equation) -> dict[str, Any]:
@@ -156,7 +140,7 @@ def _sizes_of_one(two: Equation, three: Equation) -> dict[str, Any]:
         elif _equal(value, other):
             params[name] = value
         else:
-            _refuse_difference(two)
+            raise _differs(two)
     return params
 
 
@@ -164,7 +148,7 @@ def _of_one(equation: Equation, two: int, three: int) -> int:
     if two == three:
         return two
     if not _is_proportional(two, three):
-        _refuse_difference(equation)
+        raise _differs(equation)
     return two // BATCH_SIZES[0]
 
 
@@ -193,7 +177,7 @@ def _check_constants(trace: Trace, three: Flat, equation: Equation, differing: s
     for var in equation.outputs:
         values = constant_value(trace, var), constant_value(three, var)
         if any(v is None for v in values):
-            _refuse_difference(equation)
+            raise _differs(equation)
         if not _agree(trace, var, *values):
             differing.add(var)
 
@@ -260,22 +244,17 @@ def _batch_axis(flats: Sequence[Flat], number: int) -> int | None:
         return None
     two, three = (a.shape for a in avals)
     if len(two) != len(three):
-        _refuse_shape(flats[0], number, f"its rank is {len(two)} and {len(three)}")
+        raise _shape_differs(flats[0], number, f"its rank is {len(two)} and {len(three)}")
     growing = [axis for axis, (a, b) in enumerate(zip(two, three, strict=True)) if a != b]
     for axis in growing:
         if not _is_proportional(two[axis], three[axis]):
-            _refuse_shape(flats[0], number, f"axis {axis} has sizes {two[axis]} and {three[axis]}")
+            raise _shape_differs(flats[0], number, f"axis {axis} has sizes {two[axis]} and {three[axis]}")
     if len(growing) > 1:
-        _refuse_shape(flats[0], number, f"axes {growing} all grow")
+        raise _shape_differs(flats[0], number, f"axes {growing} all grow")
     return growing[0] if growing else None
 
 
-def _refuse_shape(flat: Flat, number: int, what: str) -> NoReturn:
+def _shape_differs(flat: Flat, number: int, how: str) -> RefusalError:
     equation = next((e for e in flat.equations if number in e.outputs), None)
-    raise BatchAxisError(
-        f"the result of `{equation.primitive.name if equation else 'an input'}` does not have one row per example: "
-        f"{what} at batch sizes 2 and 3",
-        where=equation.where if equation else Where(),
-        why="a kernel is a function of two examples, so every array must hold the examples along one axis or none",
-        remedy="keep the examples on an axis of their own, and compare or multiply each with itself alone",
-    )
+    name, where = (f"the result of `{equation.primitive.name}`", equation.where) if equation else ("an input", Where())
+    return EXAMPLES_NOT_ON_ONE_AXIS.at(where, name=name, how=how)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -35,13 +36,14 @@ class Kernel:
         cov1: nngp of each example of x1 with itself, `(n1, *positions)`.
         cov2: likewise for x2, `(n2, *positions)`.
         error: the largest bound on the relative error of a kernel of one layer, among those that are computed as
-            series; 0 where all are closed forms. Later layers may enlarge or shrink it.
+            series; 0 where all are closed forms. Later layers may enlarge or shrink it: see `KernelFn.error_bounds`.
         width: number of output channels; all kernels are per channel.
         parameterization: "as_model" or "ntk".
         mean1: mean of one output channel for each example of x1, `(n1, *positions)`, where each axis appears once;
             None where it is zero, or not known.
         mean2: likewise for x2, `(n2, *positions)`.
         symmetric: x2 is x1, so that the diagonal is each example with itself.
+        standard_errors: of each of these arrays, by name, where they are estimates (`on_unsupported="sample"`).
         law: what else a model needs to know that takes this output as its input; None where no model can, as of the
             covariance of two different outputs.
     """
@@ -57,6 +59,7 @@ class Kernel:
     mean2: jax.Array | None = None
     symmetric: bool = False
     law: Law | None = None
+    standard_errors: Mapping[str, jax.Array] | None = None
 
     @property
     def positions(self) -> tuple[int, ...]:
@@ -73,13 +76,14 @@ class Kernel:
         for name in ("nngp", "ntk", "cov1", "cov2", "mean1", "mean2"):
             value = getattr(self, name)
             if value is not None:
-                lines.append(f"  {name:4} {_axes(value.shape, name)} {value.dtype}")
+                estimated = "" if self.standard_errors is None else ", an estimate"
+                lines.append(f"  {name:4} {_axes(value.shape, name)} {value.dtype}{estimated}")
         return "\n".join(lines)
 
 
 jax.tree_util.register_dataclass(
     Kernel,
-    ["nngp", "ntk", "cov1", "cov2", "error", "mean1", "mean2"],
+    ["nngp", "ntk", "cov1", "cov2", "error", "mean1", "mean2", "standard_errors"],
     ["width", "parameterization", "symmetric", "law"],
 )
 

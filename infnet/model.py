@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -10,10 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from infnet.arguments import InputKind, Inputs
-from infnet.errors import InputError, UnsupportedError
+from infnet.context import Weights
+from infnet.errors import InputError
+from infnet.errors.programs import DRAWS_OF_DEFAULT_DTYPE
 from infnet.flatten import trace_at_batch_sizes
 from infnet.independence import bodies, one_example
-from infnet.priors import Prior, Unreadable, path_name
+from infnet.priors import Prior, Unreadable, check_readable, path_name
 from infnet.program import Program
 from infnet.rules import read
 from infnet.trace import Equation, Trace, needed_equations
@@ -33,6 +35,7 @@ class Model:
     """
 
     def __init__(self, apply_fn: Callable[..., PyTree], priors: PyTree, inputs: Inputs, output: Any, cross: bool):
+        check_readable(priors)
         self.inputs = inputs
         self.cross = cross
         self.output_tree: Any = None
@@ -49,15 +52,34 @@ class Model:
                 )
 
     def of(self, apply_fn: Callable[..., PyTree], priors: PyTree) -> Model:
-        """Another model for the same inputs, of which the same is computed."""
-        return Model(apply_fn, priors, self.inputs, self._output, self.cross)
+        """Another model for the same inputs, of which the same is computed.
+
+        Raises:
+            InputError: its parameters have another structure.
+            PriorError: the law of one is not known.
+        """
+        other = Model(apply_fn, priors, self.inputs, self._output, self.cross)
+        trees: list[Any] = [self.tree, other.tree]
+        if trees[0] != trees[1]:
+            raise InputError(f"the other model has the parameters {trees[1]}, not {trees[0]}")
+        return other
+
+    def weights(self, rates: Sequence[Any]) -> Weights:
+        """The laws of the parameters, with their relative learning rates."""
+        return Weights([p.mean for p in self.priors], [p.std for p in self.priors], rates)
 
     def picked(self, result: PyTree) -> PyTree:
         """The outputs of which there are kernels, of what the model returns."""
         return self._output(result) if self._output else result
 
-    def program(self, kind: InputKind, float64: bool) -> Program:
-        """The program of one example of this kind; `float64`: all its leaves and the parameters are float64."""
+    def program(self, kind: InputKind, float64: bool, sampling: bool = False) -> Program:
+        """The program of one example of this kind.
+
+        Args:
+            kind: of the inputs.
+            float64: all leaves of the example and the parameters are float64.
+            sampling: moments without a closed form are sampled.
+        """
 
         def struct(shape: Any, dtype: Any) -> jax.ShapeDtypeStruct:
             wide = float64 and jnp.issubdtype(dtype, jnp.floating)
@@ -73,7 +95,7 @@ class Model:
         varying = {i: np.shape(p.std) for i, p in enumerate(self.priors) if np.size(p.std) > 1}
         constant = frozenset(i for i, p in enumerate(self.priors) if not np.any(np.asarray(p.std)))
         largest = tuple(float(np.max(np.asarray(p.std), initial=0)) for p in self.priors)
-        return read(traced, nonzero_mean, varying, constant, largest, cross=self.cross, law=kind.law)
+        return read(traced, nonzero_mean, varying, constant, largest, cross=self.cross, law=kind.law, sampling=sampling)
 
     def _outputs(self, params: PyTree, *inputs: PyTree) -> list[jax.Array]:
         batch_axis = self.inputs.batch_axis
@@ -97,13 +119,7 @@ def _check_draws(trace: Trace) -> None:
         waiting.extend((inner, equation) for body in applied for inner in body.jaxpr.eqns)
         drawn = one.outvars if not applied and any(_is_key(v.aval) for v in one.invars) else ()
         if any(not _is_key(v.aval) and v.aval.dtype.itemsize == 8 for v in drawn):
-            raise UnsupportedError(
-                f"`{one.primitive.name}`: the model draws random numbers of the default dtype",
-                where=equation.where,
-                why='precision="highest" runs the model in float64, where the same key gives other numbers',
-                remedy="give the draw a dtype (`jax.random.normal(key, shape, jnp.float32)`), or draw before the model "
-                'is called; or use precision="default"',
-            )
+            raise DRAWS_OF_DEFAULT_DTYPE.at(equation.where, name=one.primitive.name)
 
 
 def _is_key(aval: Any) -> bool:

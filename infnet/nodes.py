@@ -16,6 +16,7 @@ from infnet.activations import Activation
 from infnet.custom import custom_kernel
 from infnet.errors import UnsupportedError, Where
 from infnet.primitives.contraction import Geometry
+from infnet.primitives.windows import Window
 
 
 class ParamKey(NamedTuple):
@@ -370,6 +371,14 @@ class IndexLinear(Node):
     operand: Node = field(kw_only=True)
     map: Any = field(kw_only=True)
     rule: str = field(kw_only=True)
+
+
+@dataclass(frozen=True, eq=False)
+class WindowMax(Node):
+    """The largest value of `operand` in windows of its positions, as max-pooling has it."""
+
+    operand: Node = field(kw_only=True)
+    windows: tuple[Window, ...] = field(kw_only=True)
 
 
 @dataclass(frozen=True, eq=False)

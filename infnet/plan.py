@@ -19,6 +19,7 @@ from infnet.errors import Where
 from infnet.layout import Layout
 from infnet.nodes import ChannelSum, Node, meet, shifted
 
+SAMPLED = "sampled"
 Side = tuple[int, int]  # which example (1 or 2) the left and the right feature are evaluated on
 
 
@@ -120,7 +121,9 @@ class Step:
     """How one requested moment is computed from the moments it `needs`.
 
     `evaluate(context, results)` gets one result per need (Moments, a mean, or None for zero); what it `reads` are Known
-    variables, which it finds in the context.
+    variables, which it finds in the context. `error`, of the same arguments, bounds the error of the result, entry by
+    entry, where it is not exact. `numbers`: how many it holds at a time for a pair of examples, where these are more
+    than those of its result.
     """
 
     request: Request
@@ -130,6 +133,13 @@ class Step:
     evaluate: Callable[[Any, Sequence[Any]], Any] = field(repr=False)
     exact: str = "exact"
     reads: tuple[AskKnown, ...] = ()
+    error: Callable[[Any, Sequence[Any]], Moments] | None = field(default=None, repr=False)
+    numbers: int = 0
+
+    @property
+    def sampled(self) -> bool:
+        """Whether its result is an average over points, with a standard error."""
+        return self.exact == SAMPLED
 
     @property
     def requests(self) -> tuple[Request | None, ...]:

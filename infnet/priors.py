@@ -19,7 +19,8 @@ import jax
 import numpy as np
 
 from infnet._jax import ClosedJaxpr, summarize
-from infnet.errors import InputError, PriorError
+from infnet.errors import InputError, Where
+from infnet.errors.laws import UNREADABLE_LAW
 from infnet.laws.moments import Cumulants, Moments, NoLaw, Pointwise, compress, constant_cumulants
 from infnet.laws.read_init import read
 from infnet.laws.values import DATA, Constant, Factor, Key, Opaque, Value
@@ -50,9 +51,10 @@ jax.tree_util.register_dataclass(Prior, ["mean", "std", "kurtosis"], ["shape", "
 
 @dataclass(frozen=True)
 class Unreadable:
-    """In place of a `Prior` that could not be read: the message of the error if it is needed."""
+    """In place of a `Prior` that could not be read: where, the parameter and the line of `init`, and why not."""
 
-    message: str
+    where: Where
+    why: str
     shape: tuple[int, ...]
     dtype: Any
 
@@ -121,12 +123,11 @@ def _prior(name: str, value: Value, aval: Any) -> Prior | Unreadable:
     try:
         mean, variance, _, fourth = _cumulants(value).orders
     except NoLaw as reason:
-        return Unreadable(_message(name, value, str(reason)), aval.shape, aval.dtype)
+        return _unreadable(name, value, str(reason), aval)
     variance = np.maximum(variance, 0.0)
     kurtosis = compress(np.where(variance > 0, fourth / variance**2, 0.0))
     if not all(np.isfinite(x).all() for x in (mean, variance, kurtosis)):
-        message = _message(name, value, "its mean or standard deviation is not finite")
-        return Unreadable(message, aval.shape, aval.dtype)
+        return _unreadable(name, value, "its mean or standard deviation is not finite", aval)
     return Prior(_scalar(mean), _scalar(variance**0.5), _scalar(kurtosis), aval.shape, aval.dtype)
 
 
@@ -146,26 +147,19 @@ def _cumulants(value: Value) -> Cumulants:
     raise NoLaw("it is computed from the PRNG key other than by jax.random's uniform floats")
 
 
-def _message(name: str, value: Value, why: str) -> str:
-    return (
-        f"the law of the parameter {name!r} at initialisation could not be read off `init`:"
-        f"{_where(value)} {why}. Say what it is: infnet.override_priors(priors, "
-        f'{{"{name}": infnet.Prior(mean, std)}})'
-    )
-
-
-def _where(value: Value) -> str:
-    if not isinstance(value, Opaque) or value.eqn is None:
-        return ""
-    lines = (summarize(eqn.source_info).strip(" :") for eqn in (value.eqn, *value.calls))
-    return f" `{value.eqn.primitive}` at {next(filter(None, lines), 'an unknown line')}:"
+def _unreadable(name: str, value: Value, why: str, aval: Any) -> Unreadable:
+    where = Where(name)
+    if isinstance(value, Opaque) and value.eqn is not None:
+        lines = (summarize(eqn.source_info).strip(" :") for eqn in (value.eqn, *value.calls))
+        where, why = Where(name, next(filter(None, lines), "")), f"`{value.eqn.primitive}`: {why}"
+    return Unreadable(where, why, aval.shape, aval.dtype)
 
 
 def check_readable(priors: PyTree) -> None:
     """Raises a `PriorError` for the first parameter whose law could not be read."""
     for leaf in jax.tree.leaves(priors, is_leaf=_is_prior):
         if isinstance(leaf, Unreadable):
-            raise PriorError(leaf.message)
+            raise UNREADABLE_LAW.at(leaf.where, name=leaf.where.module, why=leaf.why)
 
 
 # Overrides.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -17,7 +17,25 @@ import numpy as np
 from infnet._jax import ClosedJaxpr, Primitive
 from infnet._jax import lax_primitives as lax_p
 from infnet.activations import Activation
-from infnet.errors import MONTE_CARLO, UnsupportedError, Where
+from infnet.errors import Refusal, RefusalError, UnsupportedError, Where
+from infnet.errors.features import SUM_OVER_CHANNELS
+from infnet.errors.functions import MAXIMUM_OVER_AXIS
+from infnet.errors.parameters import (
+    REPEATED_PARAMETER_USED,
+    SLICE_OF_VARYING_WEIGHT,
+    WEIGHT_MASKED_ALONG_CHANNELS,
+    WEIGHT_PLUS_NUMBER,
+    WEIGHT_REUSED_OTHERWISE,
+    WEIGHT_VARYING_ALONG_CHANNELS,
+)
+from infnet.errors.programs import (
+    FOURIER_TRANSFORM,
+    LOOP_OF_UNKNOWN_LENGTH,
+    LOOP_WITHOUT_STEPS,
+    OWN_DERIVATIVE,
+    UNKNOWN_BRANCH,
+    UNKNOWN_OPERATION,
+)
 from infnet.flatten import add_function
 from infnet.functions import Functions
 from infnet.gradients import scale_gradients
@@ -47,8 +65,10 @@ class Reader:
         constant: frozenset[int],
         largest_std: Sequence[float],
         law: Law | None = None,
+        sampling: bool = False,
     ):
         self.trace = trace
+        self.sampling = sampling  # whether what has no closed form is read too
         self.nonzero_mean = nonzero_mean
         self.varying = varying
         self.constant_params = constant
@@ -120,7 +140,7 @@ class Reader:
         `batch_axis` is that of the result, and of all that the function computes on the way and that has its rank.
         """
         if any(isinstance(k, Known) and k.excess for k in map(self.values.get, variables)):
-            self.refuse_fluctuating(equation)
+            raise SUM_OVER_CHANNELS.of(equation)
         trace, first, before = self.trace, len(self.trace.avals), len(self.trace.equations)
         out = add_function(trace, function, variables, equation.where)
         like = trace.avals[out].shape
@@ -288,13 +308,7 @@ class Reader:
             alike = all(_disjoint(key, other) for other in used)
             used[key] = roles
         if not alike:
-            self.refuse(
-                equation,
-                "a parameter is used a second time in another way",
-                "the same weight with its axes exchanged (`W` and `W.T`), in overlapping slices, or in two kinds of "
-                "layer makes the two results dependent: the usual kernel would be wrong",
-                f"use a parameter of its own for each use; or {MONTE_CARLO}",
-            )
+            raise WEIGHT_REUSED_OTHERWISE.of(equation)
 
     def param(self, var: int) -> Param:
         """The parameter that a variable is."""
@@ -306,92 +320,40 @@ class Reader:
         """The parameter that a variable is, which must hold each of its elements once."""
         param = self.param(var)
         if any(math.prod(n for _, n in own) != size for own, size in zip(param.factors, self.shape(var), strict=True)):
-            self.refuse(equation, "a parameter that was repeated along an axis", "infnet has no rule for this yet")
+            raise REPEATED_PARAMETER_USED.of(equation)
         return param
 
     def weight(self, equation: Equation, var: int) -> Param:
         """The parameter that a variable is, which must also have the mean of its own law."""
         param = self.whole_param(equation, var)
         if param.offset:
-            self.refuse(equation, "a parameter plus a number is used as a weight", "its mean would not be zero")
+            raise WEIGHT_PLUS_NUMBER.of(equation)
         return param
 
     def check_uniform(self, equation: Equation, param: Param, axes: Sequence[int | None]) -> None:
         """Raise unless the prior of a parameter, and its mask, vary along these axes of its array at most."""
         if param.mask and any(n > 1 and axis not in axes for axis, n in enumerate(param.mask.shape)):
-            self.refuse(
-                equation,
-                "a parameter times constants that vary along channels",
-                "the channels of a layer must all have the same law, to become infinitely many",
-                "use a mask that is the same for all channels; or " + MONTE_CARLO,
-            )
+            raise WEIGHT_MASKED_ALONG_CHANNELS.of(equation)
         shape = self.varying.get(param.key.leaf, param.mask.shape if param.mask else ())
         if shape and param.key.slices:
-            self.refuse(
-                equation, "a slice of a parameter whose elements differ in law", "infnet has no rule for this yet"
-            )
+            raise SLICE_OF_VARYING_WEIGHT.of(equation)
         if any(n > 1 and axis not in axes for axis, n in enumerate(shape)):
-            self.refuse(
-                equation,
-                "a parameter whose standard deviation differs from channel to channel",
-                "the channels of a layer must all have the same law, to become infinitely many",
-                "initialise all channels alike, or replace the prior: infnet.override_priors",
-            )
+            raise WEIGHT_VARYING_ALONG_CHANNELS.of(equation)
 
-    # Refusals
-
-    def refuse(self, equation: Equation, what: str, why: str, remedy: str = MONTE_CARLO) -> NoReturn:
-        """Raise `UnsupportedError` for an equation."""
-        raise UnsupportedError(f"`{equation.primitive.name}`: {what}", where=equation.where, why=why, remedy=remedy)
-
-    def refuse_fluctuating(self, equation: Equation) -> NoReturn:
-        """Refuse a sum over channels that has not been divided by their number."""
-        self.refuse(
-            equation,
-            "a sum over channels that is not divided by their number",
-            "it fluctuates from one initialisation to the next, so what follows is a random mixture and not Gaussian, "
-            "as in attention with scores divided by sqrt(d)",
-            f"divide the sum by the number of channels d; or {MONTE_CARLO}",
-        )
-
-    def refuse_operation(self, equation: Equation) -> NoReturn:
-        """Refuse an operation that no rule reads."""
-        why, remedy = REASONS.get(equation.primitive, ("infnet has no kernel rule for this operation", MONTE_CARLO))
-        roles = ", ".join(f"{type(self.values[v]).__name__.lower()} {self.shape(v)}" for v in equation.inputs)
-        self.refuse(equation, f"no kernel rule for this operation on ({roles})", why, remedy)
+    def unknown_operation(self, equation: Equation) -> RefusalError:
+        """The refusal of an operation that no rule reads."""
+        operands = ", ".join(f"{type(self.values[v]).__name__.lower()} {self.shape(v)}" for v in equation.inputs)
+        return NO_RULE.get(equation.primitive, UNKNOWN_OPERATION).of(equation, operands=operands)
 
 
-REASONS: dict[Primitive, tuple[str, str]] = {
-    lax_p.while_p: (
-        "how often the loop runs must be known beforehand: it would be another network for each number of steps",
-        f"use a loop of a fixed length (`lax.scan`, or `lax.fori_loop` with integer bounds); or {MONTE_CARLO}",
-    ),
-    lax_p.cond_p: (
-        "which branch is taken must be a constant: a random choice, or one by the inputs, makes the features of two "
-        "examples two different functions",
-        f"choose the branch in Python, or select with `jnp.where` and a mask of the inputs; or {MONTE_CARLO}",
-    ),
-    **dict.fromkeys(
-        (lax_p.custom_jvp_call_p, lax_p.custom_vjp_call_p),
-        (
-            "a function with a derivative of its own that does not act element by element: the NTK would have to use "
-            "that derivative, which need not be that of any linear map",
-            f"leave `jax.custom_jvp` or `jax.custom_vjp` out, or use `infnet.custom_kernel`; or {MONTE_CARLO}",
-        ),
-    ),
-    lax_p.scan_p: ("a loop without any step", "leave the loop out"),
-    lax_p.reduce_window_max_p: (
-        "the maximum of several random values is not a linear map, and its law at infinite width has no closed form",
-        f"use `nn.avg_pool`; or {MONTE_CARLO}",
-    ),
-    lax_p.reduce_max_p: (
-        "the maximum over an axis (in a softmax, over channels or positions) has no closed-form law at infinite width",
-        f"drop the softmax (the kernel of the logits is usually what is wanted); or {MONTE_CARLO}",
-    ),
-    lax_p.fft_p: (
-        "its result is complex, and kernels are those of real features",
-        f"multiply by the real and the imaginary part of the Fourier matrix (`jnp.einsum`); or {MONTE_CARLO}",
-    ),
+NO_RULE: dict[Primitive, Refusal] = {
+    lax_p.while_p: LOOP_OF_UNKNOWN_LENGTH,
+    lax_p.cond_p: UNKNOWN_BRANCH,
+    lax_p.custom_jvp_call_p: OWN_DERIVATIVE,
+    lax_p.custom_vjp_call_p: OWN_DERIVATIVE,
+    lax_p.scan_p: LOOP_WITHOUT_STEPS,
+    lax_p.reduce_max_p: MAXIMUM_OVER_AXIS,
+    lax_p.fft_p: FOURIER_TRANSFORM,
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
@@ -131,6 +131,20 @@ def are_alike(values: Sequence[Any]) -> bool:
     """Whether pytrees of arrays are all of one structure, shape and dtype."""
     kinds: list[Any] = [jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), value) for value in values]
     return all(kind == kinds[0] for kind in kinds)
+
+
+def as_function(plan: Plan, context: Context, step: Step) -> Callable[..., Any]:
+    """A step as a function of all that the steps which answer its requests have computed."""
+    results = Results(plan, {}, {})
+
+    def evaluate(*wholes: Any) -> Any:
+        pairs = zip(step.requests, wholes, strict=True)
+        values: list[Any] = [None if r is None else results.adapted(r, whole) for r, whole in pairs]
+        count = len(step.needs)
+        known = {(one.var, one.side): x for one, x in zip(step.reads, values[count:], strict=True)}
+        return step.evaluate(replace(context, known=known), values[:count])
+
+    return evaluate
 
 
 def run_step(step: Step, context: Context, results: Results) -> None:

@@ -25,6 +25,9 @@ from infnet.errors import NumericalError
 from infnet.execute import Given
 from infnet.float64 import in_float64
 from infnet.model import Model
+from infnet.propagation import error_bounds
+from infnet.sampling.points import Replicate, Sampling
+from infnet.sampling.replicates import over_replicates
 
 # The variances of other examples may be larger than those of the ones at hand.
 MARGIN = 2.0
@@ -38,6 +41,7 @@ class Options:
     precision: str
     tol: float
     q_max: float | None
+    sampling: Sampling | None = None
 
 
 class OwnTask(Protocol):
@@ -125,26 +129,60 @@ class Runner:
         computation = self.computation(kind)
         key = (kind, task, tuple(computation.activations.values()))
         if key not in self._compiled:
-            with self._float64(kind):
-                function = task.function(computation)
+            with self.float64(kind):
+                function = self._made(task, computation)
             self._compiled[key] = jax.jit(in_float64(function) if self._widens(kind) else function)
         return self._compiled[key]
+
+    def _made(self, task: OwnTask, computation: Computation) -> Callable[..., Any]:
+        sampling = self._options.sampling
+        return task.function(computation) if sampling is None else over_replicates(task.function, computation, sampling)
 
     def computation(self, kind: InputKind) -> Computation:
         """Of inputs of this kind, with as many terms in its series as examples have needed."""
         if kind not in self._computations:
-            with self._float64(kind):
-                program = self._model.program(kind, self._widens(kind))
+            with self.float64(kind):
+                program = self._model.program(kind, self._widens(kind), self._options.sampling is not None)
                 # Sums of products of half-precision inputs are formed in float32.
                 dtype = jnp.promote_types(program.trace.avals[program.trace.outputs[0]].dtype, jnp.float32)
-            self._computations[kind] = Computation(program, self._options.parameterization == "ntk", dtype)
+            ntk_units, sampling = self._options.parameterization == "ntk", self._options.sampling
+            replicate = None if sampling is None else Replicate(sampling, 0)
+            self._computations[kind] = Computation(program, ntk_units, dtype, replicate=replicate)
         return self._computations[kind]
 
     def _widens(self, kind: InputKind) -> bool:
         return self._options.precision == "highest" and jnp.float64 not in kind.dtypes
 
-    def _float64(self, kind: InputKind) -> AbstractContextManager[Any]:
+    def float64(self, kind: InputKind) -> AbstractContextManager[Any]:
+        """The context in which inputs of this kind are computed with: that of float64, where it is asked for."""
         return jax.enable_x64(True) if self._widens(kind) else nullcontext()
+
+    def widened(self, kind: InputKind, x: Any) -> Any:
+        """Inputs, or their shapes, in the dtype in which they are computed with; to be called in that context."""
+        if not self._widens(kind):
+            return x
+
+        def wide(leaf: Any) -> Any:
+            if not jnp.issubdtype(leaf.dtype, jnp.floating):
+                return leaf
+            if isinstance(leaf, jax.ShapeDtypeStruct):
+                return jax.ShapeDtypeStruct(leaf.shape, jnp.float64)
+            return leaf.astype(jnp.float64)
+
+        return jax.tree.map(wide, x)
+
+    def error_bounds(
+        self, names: Sequence[str], weights: Weights, kind: InputKind, x1: Given, x2: Given
+    ) -> tuple[dict[str, Any], dict[Any, jax.Array]]:
+        """Bounds on the errors that series make, of the outputs and of single steps; see `propagation.error_bounds`.
+
+        The series are as they are: `run` gives them the terms that the examples need.
+        """
+        computation = self.computation(kind)
+        plan = computation.plan(names, (1, 2))
+        with self.float64(kind):
+            found = error_bounds(computation, plan, names, weights, *(self.widened(kind, x) for x in (x1, x2)))
+            return jax.tree.map(np.asarray, found)
 
     # Series
 
@@ -160,7 +198,7 @@ class Runner:
         if not series_nodes(plan):
             self._variances[kind] = {}
             return
-        with self._float64(kind):
+        with self.float64(kind):
             found = largest_variances(computation, plan, weights, x)
         given = self._options.q_max
         largest = {i: max(known.get(i, 0.0), q if given is None else given) for i, q in found.items()}
@@ -181,13 +219,13 @@ class Runner:
     def _raise_not_finite(
         self, values: Mapping[str, Any], weights: Weights, kind: InputKind, inputs: Sequence[Given]
     ) -> None:
-        kernels = [k for n in NAMES for k in values.get(n, []) if not bool(jnp.isfinite(k).all())]
+        kernels = [k for n in NAMES for k in jax.tree.leaves(values.get(n)) if not bool(jnp.isfinite(k).all())]
         first = np.argwhere(~np.isfinite(np.asarray(kernels[0])))[0]
         x1, x2, *pairs = inputs if len(inputs) > 1 else (*inputs, *inputs)
         i, j = int(first[0]), int(first[min(1, len(inputs) - 1)])
         places = [(1, i, x1), (2, j, x2), *((0, (i, j), x) for x in pairs)]
         examples = {side: jax.tree.map(itemgetter(place), x) for side, place, x in places}
-        with self._float64(kind):
+        with self.float64(kind):
             computation = self.computation(kind)
             raise_not_finite(computation, computation.plan(NAMES, (1, 2)), weights, examples)
 
@@ -207,7 +245,9 @@ class Runner:
         for x in (x1, x2):
             if x is not None and not abstract and not traced:
                 in_parts(lambda part: self.settle(weights, kind, part), x)
-        if BY_PARAM in names or self._widens(kind):  # these stand around the whole computation
+        if (
+            BY_PARAM in names or self._widens(kind) or self._options.sampling
+        ):  # these stand around the whole computation
             pair, own = (self.function(Task("matrix", names, symmetric), kind) for symmetric in (False, True))
             block = OneStage(names, pair, own)
             return Stages(x1, x1 if x2 is None else x2, block, block.own)

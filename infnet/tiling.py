@@ -7,7 +7,7 @@ once and the other half is its transpose.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from operator import itemgetter
 from typing import Any
 
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infnet.plan import Ask, Plan
+from infnet.plan import Ask, Plan, Step
 
 PyTree = Any
 # Entries of the largest block of a tile: with two moments in float32, 2 MiB. See benchmarks/tiles.py.
@@ -24,8 +24,7 @@ TILE_ENTRIES = 2**18
 
 def tile_sizes(plan: Plan, n1: int, n2: int, symmetric: bool, devices: int = 1) -> tuple[int, int]:
     """The numbers of examples (rows, columns) of a tile; its rows are shared between `devices`."""
-    blocks = [s.request.layout.shape for s in plan.steps if isinstance(s.request, Ask) and s.request.side == (1, 2)]
-    largest = max((math.prod(shape) for shape in blocks), default=1)
+    largest = _numbers(s for s in plan.steps if isinstance(s.request, Ask) and s.request.side == (1, 2))
     pairs = max(1, TILE_ENTRIES // largest)  # of each device
     shares = math.gcd(n1, devices)
     if n1 * n2 <= pairs * shares:
@@ -39,8 +38,13 @@ def tile_sizes(plan: Plan, n1: int, n2: int, symmetric: bool, devices: int = 1) 
 
 def examples_at_once(plan: Plan) -> int:
     """How many examples make the largest block of a plan for single examples as large as a tile."""
-    blocks = [s.request.layout.shape for s in plan.steps if isinstance(s.request, Ask)]
-    return max(1, TILE_ENTRIES // max((math.prod(shape) for shape in blocks), default=1))
+    return max(1, TILE_ENTRIES // _numbers(plan.steps))
+
+
+def _numbers(steps: Iterable[Step]) -> int:
+    """How many numbers a step holds of one pair of examples, at most."""
+    blocks = [max(math.prod(s.request.layout.shape), s.numbers) for s in steps if isinstance(s.request, Ask)]
+    return max(blocks, default=1)
 
 
 def _rows(n: int, most: int, shares: int) -> int:

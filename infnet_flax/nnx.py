@@ -20,7 +20,7 @@ from flax import linen as nn
 from flax import nnx
 
 import infnet
-from infnet.errors import InputError, PriorError
+from infnet.errors import LAW_NOT_KEPT, InputError, Where
 
 PyTree = Any
 Module = nnx.Module | Callable[..., nnx.Module]
@@ -302,13 +302,7 @@ def _shape_drawn(owner: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
 def _check_known(laws: PyTree) -> None:
     for name, law in _by_path(laws).items():
         if isinstance(law, infnet.Prior) and np.isnan(law.mean).any():
-            raise PriorError(
-                f"the law of the parameter {name!r} {law.shape} at initialisation is not known: an NNX module does not "
-                "keep its initialisers, and none of flax.nnx.initializers with its usual arguments returns these "
-                "values. They may be trained or loaded, or of an initialiser of your own, or too few. Pass a function "
-                "that makes the module, infnet_flax.kernel_fn(lambda rngs: Model(..., rngs=rngs), x), or say what the "
-                f'law is: priors={{"{name}": infnet.Prior(mean, std)}}'
-            )
+            raise LAW_NOT_KEPT.at(Where(name), name=name, shape=law.shape)
 
 
 def _held(state: nnx.State) -> dict[str, Any]:

@@ -11,6 +11,8 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 # Needs packages that other documents do not.
 GP_LIBRARIES = "gp_libraries.md"
+# What its models raise is compared by tests/test_catalogue.py.
+REFUSALS = "refusals.md"
 
 
 def blocks(language: str, text: str = README) -> list[str]:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from finite import Model, assert_limit_of_finite_networks, dense, examples
+from finite import Function, Model, assert_limit_of_finite_networks, dense, examples
 from flax import linen as nn
 
 import infnet_flax
@@ -106,3 +106,24 @@ def test_scores_divided_by_the_root_are_refused(body):
     assert "divided by sqrt(d)" in caught.value.why
     assert "sampling finite networks" in caught.value.remedy
     assert "test_attention.py" in caught.value.where.line
+
+
+def test_a_series_whose_mean_alone_matters():
+    """Queries and keys silu(W x) meet at infinite width as their means do, E silu(z |x| / sqrt(D)), by quadrature."""
+    with jax.enable_x64(True):
+        x = np.random.RandomState(0).standard_normal((3, 4, 5))
+
+        def attend(x):
+            q, k = (nn.silu(dense(64, use_bias=False)(x)) for _ in range(2))
+            scores = nn.softmax(jnp.einsum("nqc,nkc->nqk", q, k) / 64)
+            return jnp.einsum("nqk,nkc->nqc", scores, dense(64, use_bias=False)(x))
+
+        z, weights = np.polynomial.hermite_e.hermegauss(80)
+        at = np.linalg.norm(x, axis=-1)[..., None] / 5**0.5 * z
+        mean = (at / (1 + np.exp(-at))) @ (weights / weights.sum())
+        scores = np.exp(mean[:, :, None] * mean[:, None])
+        scores /= scores.sum(-1, keepdims=True)
+        values = np.einsum("aic,bjc->abij", x, x) / 5
+        expected = np.einsum("aqi,abij,bkj->abqk", scores, values, scores)
+        found = infnet_flax.kernel_fn(Function(attend), x)(x, get="nngp")
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)

@@ -4,13 +4,13 @@ import jax
 import numpy as np
 import pytest
 
-from infnet.errors import InputError
+from infnet.errors import InputError, Where
 from infnet.priors import Prior, Unreadable, check_readable, override_priors, path_name
 
 PRIORS = {
     "params": {
         "Dense_0": {"kernel": Prior(0.0, 1.0), "bias": Prior(0.0, 0.0)},
-        "Dense_1": {"kernel": Unreadable("no", (), "float32"), "bias": Prior(0.0, 0.0)},
+        "Dense_1": {"kernel": Unreadable(Where(), "no", (), "float32"), "bias": Prior(0.0, 0.0)},
     },
     "batch_stats": {"mean": Prior(0.0, 0.0)},
 }

@@ -10,7 +10,7 @@ import sys
 
 import jax.numpy as jnp
 import pytest
-from documents import GP_LIBRARIES, README, ROOT, blocks, run_document
+from documents import GP_LIBRARIES, README, REFUSALS, ROOT, blocks, run_document
 
 from infnet.errors import UnsupportedError
 
@@ -93,7 +93,7 @@ def test_the_table_of_activations_is_the_list_that_is_tested():
 DOCUMENTS = sorted(path.name for path in (ROOT / "docs").glob("*.md"))
 
 
-@pytest.mark.parametrize("name", [name for name in DOCUMENTS if name != GP_LIBRARIES])
+@pytest.mark.parametrize("name", [name for name in DOCUMENTS if name not in (GP_LIBRARIES, REFUSALS)])
 def test_the_other_documents_run(name):
     run_document(name)
 

@@ -193,7 +193,7 @@ def test_unknown_initialiser_names_the_parameter_and_the_override():
         return jnp.sort(jax.random.normal(key, shape, dtype), axis=0)
 
     model = nn.Dense(3, kernel_init=spectral)
-    with pytest.raises(PriorError, match=r"params/kernel.*override_priors"):
+    with pytest.raises(PriorError, match=r"(?s)params/kernel.*override_priors"):
         infnet_flax.kernel_fn(model, VECTOR)
     k = infnet_flax.kernel_fn(model, VECTOR, priors={"kernel": infnet.Prior(0.0, 1.0)})
     assert k(VECTOR + 1, get="nngp").tolist() == [[5.0, 5.0], [5.0, 5.0]]

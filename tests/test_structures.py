@@ -143,7 +143,7 @@ REFUSED = {
     "indices out of bounds": lambda x: jnp.take(x, np.array([0, H]), axis=1),
     "indexing of several axes": lambda x: x[:, np.array([0, 1]), np.array([1, 2])],
     "without any position": lambda x: jnp.einsum("ih,bhwc->biwc", np.ones((0, H)), x),
-    "complex constants": lambda x: jnp.einsum("ih,bhwc->biwc", np.exp(1j * RNG_MATRIX), x),
+    "complex array": lambda x: jnp.einsum("ih,bhwc->biwc", np.exp(1j * RNG_MATRIX), x),
 }
 
 

@@ -35,16 +35,12 @@ from infnet.activations.interpret import interpret
 from infnet.activations.piecewise import PiecewiseActivation
 from infnet.activations.protocol import Activation
 from infnet.activations.series import series_activation
-from infnet.errors import MONTE_CARLO, UnsupportedError, Where
+from infnet.errors import Where
+from infnet.errors.functions import NO_CLOSED_FORM
 from infnet.numpy_rules import NoNumpyRule, evaluate
 from infnet.primitives.homogeneous import Slope, Values
 
 __all__ = ["Activation", "recognise"]
-
-SUPPORTED = (
-    "supported are piecewise polynomials and exponentials (relu6, hard_tanh, elu, ...), sums of powers times "
-    "exponentials, sines and cosines, polynomials times erf(b * x + c) (the exact gelu), and smooth functions"
-)
 
 
 def recognise(chain: ClosedJaxpr, where: Where) -> Activation:
@@ -60,11 +56,11 @@ def recognise(chain: ClosedJaxpr, where: Where) -> Activation:
     """
     why_not = obstacle(chain)
     if why_not:
-        raise _refusal(chain, where, why_not)
+        raise NO_CLOSED_FORM.at(where, name=operations(chain), why=why_not)
     try:
         slope_chain = derivative(chain)
     except Exception as error:  # a derivative rule of the user's own may raise anything
-        raise _refusal(chain, where, f"`jax.grad` of it fails: {error}") from error
+        raise NO_CLOSED_FORM.at(where, name=operations(chain), why=f"`jax.grad` of it fails: {error}") from error
     phi = interpret(chain)
     try:
         slope = None if phi is None else interpret(slope_chain) or _confirmed(phi.derivative(), slope_chain)
@@ -76,8 +72,8 @@ def recognise(chain: ClosedJaxpr, where: Where) -> Activation:
             return series_activation(chain, slope_chain, where)
     except NoNumpyRule as error:
         why = f"its derivative by `jax.grad` contains `{error.primitive}`, which is not known here"
-        raise _refusal(chain, where, why) from error
-    raise _refusal(chain, where, _why_not_closed(phi, slope))
+        raise NO_CLOSED_FORM.at(where, name=operations(chain), why=why) from error
+    raise NO_CLOSED_FORM.at(where, name=operations(chain), why=_why_not_closed(phi, slope))
 
 
 def _closed_form(phi: Piecewise, slope: Piecewise, chain: ClosedJaxpr) -> Activation | None:
@@ -223,12 +219,3 @@ def _why_not_closed(phi: Piecewise, slope: Piecewise | None) -> str:
     points = ", ".join(f"{x:.6g}" for x in unknown.points) or "none"
     pieces = "; ".join(names.formula(f) for f in unknown.forms)
     return f"{what} has breakpoints ({points}) between pieces that are not powers times real exponentials: {pieces}"
-
-
-def _refusal(chain: ClosedJaxpr, where: Where, why: str) -> UnsupportedError:
-    return UnsupportedError(
-        f"the activation `{operations(chain)}` has no known closed form yet",
-        where=where,
-        why=why,
-        remedy=f"{SUPPORTED}; {MONTE_CARLO}",
-    )

@@ -23,13 +23,13 @@ from infnet._jax import ClosedJaxpr
 from infnet.activations.chains import operations
 from infnet.activations.pointwise import callable_of, structure
 from infnet.activations.protocol import Means
-from infnet.errors import MONTE_CARLO, UnsupportedError, Where
+from infnet.errors import Where
+from infnet.errors.functions import NO_CLOSED_FORM, SERIES_DIVERGES, SERIES_TOO_SLOW
 from infnet.numpy_rules import NoNumpyRule, evaluate
 from infnet.primitives.series import RANGE, SmoothFunction, arguments, basis, expand, expectation, halves, series
 
 ORDERS = (16, 32, 64, 128)
 _WORST = 1e-3  # a larger bound at N = 128 and variance 1 says that the function is not smooth
-_REMEDY = "allow a larger error (tol=); or use an activation with a closed form, or smaller weights; or " + MONTE_CARLO
 
 JointKernel = Callable[
     [jax.Array, jax.Array, jax.Array, bool, Means], tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]
@@ -120,12 +120,8 @@ class SeriesActivation:
             worst = [float(np.max(bound)) for bound in self.bounds(q, order)]
             if max(worst) <= tol:
                 return dataclasses.replace(self, order=order, nodes=self.nodes_for(order, q_max))
-        raise UnsupportedError(
-            f"the Hermite series of the activation `{self.name}` converges too slowly",
-            where=self.where,
-            why=f"with {ORDERS[-1]} terms, at variances up to {q_max:.3g}, its relative error is only known to be "
-            f"below {worst[0]:.1e} (below {worst[1]:.1e} for its derivative), and {tol:.1e} is asked for",
-            remedy=_REMEDY,
+        raise SERIES_TOO_SLOW.at(
+            self.where, name=self.name, terms=ORDERS[-1], q_max=q_max, phi=worst[0], slope=worst[1], tol=tol
         )
 
 
@@ -160,15 +156,12 @@ def series_activation(chain: ClosedJaxpr, slope: ClosedJaxpr, where: Where) -> S
     try:
         tails = unchecked.bounds(np.array([0.01, 1.0]))
     except NoNumpyRule as error:
-        raise _refusal(unchecked, f"its derivative contains `{error.primitive}`, which is not known here") from error
+        raise NO_CLOSED_FORM.at(
+            where, name=unchecked.name, why=f"its derivative contains `{error.primitive}`, which is not known here"
+        ) from error
     worst = [float(tail.max()) for tail in tails]
     if not max(worst) <= _WORST:
-        raise _refusal(
-            unchecked,
-            f"after {ORDERS[-1]} terms, at variances up to 1, the series' relative error is only known to be below "
-            f"{worst[0]:.1e} (below {worst[1]:.1e} for its derivative): the function has kinks, jumps, poles or NaNs, "
-            "or grows too fast",
-        )
+        raise SERIES_DIVERGES.at(where, name=unchecked.name, terms=ORDERS[-1], phi=worst[0], slope=worst[1])
     if _is_derivative(slope, chain):
         function = SmoothFunction((*key, "own rules"), callable_of(chain, custom_rules=True), parity)
         of_slope = function.derivative
@@ -176,15 +169,6 @@ def series_activation(chain: ClosedJaxpr, slope: ClosedJaxpr, where: Where) -> S
         of_slope = SmoothFunction((*key, "slope"), callable_of(slope, custom_rules=False), _parity(slope)[0])
     nodes = unchecked.nodes_for(ORDERS[1], 1.0)
     return dataclasses.replace(unchecked, values=function, slope=of_slope, order=ORDERS[1], nodes=nodes)
-
-
-def _refusal(activation: SeriesActivation, why: str) -> UnsupportedError:
-    return UnsupportedError(
-        f"the activation `{activation.name}` has no known closed form, and no Hermite series that converges",
-        where=activation.where,
-        why=why,
-        remedy=_REMEDY,
-    )
 
 
 # Functions in float64 numpy.

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from infnet._jax import JaxprEqn
 from infnet._jax import lax_primitives as lax_p
 from infnet.errors import BatchAxisError, InputError, Where
+from infnet.errors.programs import EXAMPLES_IN_ONE_JACOBIAN
 from infnet.flatten import BATCH_SIZES, trace_at_batch_sizes
 from infnet.independence import bodies, one_example
 from infnet.trace import Flat
@@ -47,7 +48,7 @@ def of_one_example(f: Function, params: PyTree, x: PyTree, vmap_axes: VmapAxes) 
         if vmap_axes == "auto":
             return None
         if isinstance(error, BatchAxisError):
-            raise _refusal(error.what, error.where) from error
+            raise EXAMPLES_IN_ONE_JACOBIAN.at(error.where, what=error.what) from error
         raise
 
     def one(params: PyTree, example: PyTree) -> list[jax.Array]:
@@ -74,7 +75,8 @@ def _copies(f: Function, params: PyTree, x: PyTree) -> int:
     _check_backward_rules(two)
     for number, var in enumerate(trace.outputs):
         if trace.batch_axis[var] != 0:
-            raise _refusal(f"output {number} has no leading axis that counts examples", Where())
+            what = f"output {number} has no leading axis that counts examples"
+            raise EXAMPLES_IN_ONE_JACOBIAN.at(Where(), what=what)
     try:
         (one,) = trace_at_batch_sizes(f, structs, (example,), sizes=(1,), unroll=False)
     except InputError:
@@ -96,7 +98,8 @@ def _check_draws(two: Flat, three: Flat) -> None:
         drawn = one.primitive is lax_p.random_bits_p and one.outvars[0].aval.shape != other.outvars[0].aval.shape
         if drawn:
             where = next((e.where for e in two.equations if e.source is one), Where())
-            raise _refusal(f"`{one.primitive.name}` draws random numbers for each example of a batch", where)
+            what = f"`{one.primitive.name}` draws random numbers for each example of a batch"
+            raise EXAMPLES_IN_ONE_JACOBIAN.at(where, what=what)
 
 
 def _check_backward_rules(flat: Flat) -> None:
@@ -104,7 +107,8 @@ def _check_backward_rules(flat: Flat) -> None:
     sources = {id(e.source): e.where for e in flat.equations}
     for equation in _equations([e.source for e in flat.equations]):
         if equation.primitive is lax_p.custom_vjp_call_p:
-            raise _refusal("`jax.custom_vjp` has a backward rule of its own", sources.get(id(equation), Where()))
+            where, what = sources.get(id(equation), Where()), "`jax.custom_vjp` has a backward rule of its own"
+            raise EXAMPLES_IN_ONE_JACOBIAN.at(where, what=what)
 
 
 def _equations(waiting: Sequence[JaxprEqn]) -> Iterator[JaxprEqn]:
@@ -114,13 +118,3 @@ def _equations(waiting: Sequence[JaxprEqn]) -> Iterator[JaxprEqn]:
         equation = stack.pop()
         yield equation
         stack.extend(inner for body in reversed(bodies(equation)) for inner in reversed(body.jaxpr.eqns))
-
-
-def _refusal(what: str, where: Where) -> BatchAxisError:
-    return BatchAxisError(
-        what,
-        where=where,
-        why="with vmap_axes=0 the Jacobian of a batch is taken example by example, so what is computed for one example "
-        "must not depend on the others or on their number",
-        remedy='use vmap_axes="auto" or None, which treat such a batch as a whole',
-    )

@@ -15,6 +15,7 @@ from infnet.arguments import learning_rates
 from infnet.empirical.examples import VmapAxes, of_one_example
 from infnet.empirical.side import Leaves, Side
 from infnet.errors import BatchAxisError, InputError
+from infnet.errors.programs import EXAMPLES_IN_TILES
 from infnet.flatten import flatten
 from infnet.independence import bodies
 from infnet.priors import path_name
@@ -97,14 +98,7 @@ class Model:
         try:
             of_one_example(self.outputs, self.leaves, x, 0)
         except BatchAxisError as error:
-            raise BatchAxisError(
-                error.what,
-                where=error.where,
-                why="a tile of the kernel holds some of the examples, so the outputs for one of them must not depend "
-                "on the others or on their number",
-                remedy="call the kernel function itself with all examples at once, or use the model as it is "
-                "evaluated (`use_running_average=True`)",
-            ) from error
+            raise EXAMPLES_IN_TILES.at(error.where, what=error.what) from error
 
     @property
     def places(self) -> list[list[int]]:

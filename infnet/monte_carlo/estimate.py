@@ -19,12 +19,12 @@ PyTree = Any
 
 @dataclass(frozen=True)
 class Estimate:
-    """A kernel estimated from random networks.
+    """A kernel estimated from random networks, or by sampling moments that have no closed form.
 
     Attributes:
         mean: over the samples.
         standard_error: of the mean, entry by entry; infinite for a single sample.
-        n_samples: the number of networks.
+        n_samples: the number of networks, or of replicates of the points (see `Sampling`).
         target_reached: whether `target_error` was reached; None if there was none.
     """
 

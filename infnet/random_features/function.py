@@ -85,6 +85,10 @@ class RandomFeatures:
             raise InputError(
                 f"random features are made of a kernel function of infnet, whose program they read, not {kernel_fn!r}"
             )
+        if kernel_fn.computation.replicate is not None:
+            raise InputError(
+                'random features are not sampled: make the kernel function without on_unsupported="sample"'
+            )
         self.get = get
         self._kernel_fn, self._normalise = kernel_fn, bool(normalise)
         rng = _generator(key)

@@ -35,6 +35,15 @@ import numpy as np
 from infnet.activations.closed_forms import Homogeneous
 from infnet.context import Context
 from infnet.errors import InputError, UnsupportedError
+from infnet.errors.features import PART_OF_UNLIKE_CHANNELS
+from infnet.errors.programs import (
+    FEATURES_OF_DEPENDENT_LAYERS,
+    FEATURES_OF_NORM,
+    FEATURES_OF_OPERATION,
+    FEATURES_OF_POSITIONS,
+    FEATURES_OF_SCALE,
+    FEATURES_OF_SEVERAL_INPUTS,
+)
 from infnet.nodes import (
     Contraction,
     Elementwise,
@@ -53,7 +62,6 @@ from infnet.random_features.blocks import ONE, Base, Block, Map, Scalar, Space, 
 
 MOST_BLOCKS = 256
 MEAN = "mean"  # the space of what is not random: the same for all channels
-REMEDY = "use the exact kernel function, in tiles or by conjugate gradients if it does not fit into memory"
 
 
 @dataclass(frozen=True)
@@ -165,31 +173,21 @@ def _operands(node: Node) -> Sequence[Node]:
 # What has no rule
 
 
-def _refuse(node: Node, what: str, why: str) -> UnsupportedError:
-    return UnsupportedError(f"random features of {what}", where=node.where, why=why, remedy=REMEDY)
-
-
 def _check(node: Node) -> None:
     kind = type(node).__name__
     if isinstance(node, GroupedConvolution) or type(node) not in RULES:
-        why = f"infnet has features for dense layers, sums, biases and elementwise functions alone, not for {kind}"
-        raise _refuse(node, f"an operation ({kind})", why)
+        raise FEATURES_OF_OPERATION.at(node.where, kind=kind)
     if node.sizes or (isinstance(node, Contraction) and node.operand.sizes):
         sizes = node.sizes or getattr(node, "operand", node).sizes
-        raise _refuse(
-            node,
-            f"a layer with positions, of sizes {sizes}",
-            "its kernel at two examples is a matrix over pairs of positions, which no rule here follows",
-        )
+        raise FEATURES_OF_POSITIONS.at(node.where, sizes=sizes)
     fields = [t.coefficient for t in node.terms] if isinstance(node, Sum) else [getattr(node, "field", None)]
     for known in fields:
         if isinstance(known, Field) and (known.sums or (isinstance(node, Sum) and known.varies_along_channels)):
-            what = "a norm over channels" if known.sums else "a scale that varies along channels"
-            raise _refuse(node, what, "infnet has no rule for its features yet")
+            raise (FEATURES_OF_NORM if known.sums else FEATURES_OF_SCALE).at(node.where)
     if isinstance(node, Sum) and sum(_varies(t.node) for t in node.terms) > 1:
-        raise _refuse(node, "a sum of several inputs", "infnet has no rule for its features yet")
+        raise FEATURES_OF_SEVERAL_INPUTS.at(node.where)
     if isinstance(node, Contraction) and _varies(node.operand) and node.start:
-        raise _refuse(node, "a part of an input with features", "infnet has no rule for its features yet")
+        raise PART_OF_UNLIKE_CHANNELS.at(node.where)
 
 
 def _varies(node: Node) -> bool:
@@ -205,12 +203,7 @@ def _check_pairs(plan: Plan) -> None:
         if not isinstance(ask, Ask) or type(ask.u) is not type(ask.v) or not isinstance(ask.u, kinds):
             continue
         if not ask.independent and (ask.u is not ask.v or ask.shift):
-            raise _refuse(
-                ask.v,
-                "two layers that depend on each other side by side",
-                "a weight is shared, or two functions of one feature are added: their features would have to be "
-                "drawn together",
-            )
+            raise FEATURES_OF_DEPENDENT_LAYERS.at(ask.v.where)
 
 
 def _is_smooth(node: Elementwise) -> bool:

@@ -13,12 +13,16 @@ import infnet.rules.custom
 import infnet.rules.index_linear
 import infnet.rules.indexing
 import infnet.rules.matrix
+import infnet.rules.maximum
+from infnet.errors import UnsupportedError
+from infnet.errors.features import EMPTY_RESULT
+from infnet.errors.parameters import PARAMETER_THROUGH_OPERATION
 from infnet.kernel import Law
 from infnet.program import Known, Noise, Program, ScaledParam
 from infnet.reader import READS, Reader
 from infnet.rules.channel_sums import read_known
 from infnet.rules.dropout import is_noise, read_dropout, read_noise
-from infnet.rules.elementwise import read_elementwise, refuse_param
+from infnet.rules.elementwise import read_elementwise
 from infnet.rules.moments import rule as rule
 from infnet.rules.outputs import read_outputs
 from infnet.rules.scores import scores_as_features, zero_scores
@@ -34,6 +38,7 @@ def read(
     *,
     cross: bool = False,
     law: Law | None = None,
+    sampling: bool = False,
 ) -> Program:
     """Read a trace into a program.
 
@@ -45,11 +50,12 @@ def read(
         largest_std: the largest standard deviation of the elements of each parameter.
         cross: also covariances between different outputs.
         law: of the input, where it is what another model returns.
+        sampling: moments without a closed form are sampled, so a softmax of scores is read as a function of them.
 
     Raises:
         UnsupportedError: at the first operation that no rule reads.
     """
-    reader = Reader(trace, nonzero_mean, varying, constant, largest_std, law)
+    reader = Reader(trace, nonzero_mean, varying, constant, largest_std, law, sampling)
     for equation in needed_equations(trace, trace.outputs):
         reader.producer.update(dict.fromkeys(equation.outputs, equation))
         _check_not_empty(reader, equation)
@@ -70,19 +76,14 @@ def _read(reader: Reader, equation: Equation) -> None:
     elif is_elementwise(equation.source):
         read_elementwise(reader, equation)
     elif ScaledParam in kinds:
-        refuse_param(reader, equation)
+        raise PARAMETER_THROUGH_OPERATION.of(equation)
     elif equation.primitive in READS:
         READS[equation.primitive](reader, equation)
     else:
-        reader.refuse_operation(equation)
+        raise reader.unknown_operation(equation)
 
 
 def _check_not_empty(reader: Reader, equation: Equation) -> None:
     random = any(not isinstance(reader.values[v], Known) for v in equation.inputs)
     if random and any(0 in reader.shape(v) for v in equation.outputs):
-        reader.refuse(
-            equation,
-            "a result without any position or channel",
-            "there is nothing that a kernel could be of",
-            "keep at least one of each axis",
-        )
+        raise EMPTY_RESULT.of(equation)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from infnet.errors import MONTE_CARLO
+from infnet.errors.features import CHANNELS_MIXED_BY_INPUTS, COMPLEX_MATRIX, MATRIX_PER_CHANNEL, SUM_OVER_CHANNELS
 from infnet.nodes import Aggregation, Field, Node
 from infnet.program import Atom, Feature, Known
 from infnet.reader import Reader
@@ -29,10 +29,9 @@ def read_aggregation(reader: Reader, equation: Equation) -> None:
     known = reader.values[matrix]
     assert isinstance(known, Known)
     if known.excess:
-        reader.refuse_fluctuating(equation)
+        raise SUM_OVER_CHANNELS.of(equation)
     if jnp.issubdtype(reader.trace.avals[matrix].dtype, jnp.complexfloating):
-        what, why = "a feature is multiplied by a complex array", "kernels are those of real features"
-        reader.refuse(equation, what, why)
+        raise COMPLEX_MATRIX.of(equation)
     contracted, batch = equation.params["dimension_numbers"]
     pairs = _Pairs(
         dict(zip(contracted[1 - which], contracted[which], strict=True)),
@@ -90,22 +89,12 @@ def _has_channels(feature: Feature, d: int) -> bool:
 
 def _check_axes(reader: Reader, equation: Equation, feature: Feature, known: Known, pairs: _Pairs) -> None:
     if any(_has_channels(feature, d) for d in pairs.contracted.values()):
-        reader.refuse(
-            equation,
-            "channels are mixed by an array of inputs",
-            "the channels become infinitely many, all with the same law",
-            f"mix channels with `nn.Dense`; or {MONTE_CARLO}",
-        )
+        raise CHANNELS_MIXED_BY_INPUTS.of(equation)
     for axis, d in pairs.batch.items():
         if not _has_channels(feature, d):
             continue
         if axis in known.varies or not all(a.is_channel for a in feature.dims[d]):
-            reader.refuse(
-                equation,
-                "the matrix that mixes positions differs from channel to channel",
-                "the channels must all have the same law, to become infinitely many",
-                f"use the same matrix for all channels (heads); or {MONTE_CARLO}",
-            )
+            raise MATRIX_PER_CHANNEL.of(equation)
 
 
 def _set(

@@ -20,7 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from infnet._jax import lax_primitives as lax_p
-from infnet.errors import MONTE_CARLO
+from infnet.errors.features import (
+    CHANNEL_SUM_ON_MIXED_AXIS,
+    GROUP_SUM_OF_UNLIKE_CHANNELS,
+    HEAD_SUM_OF_DEPENDENT_CHANNELS,
+    SUM_OVER_CHANNELS,
+)
 from infnet.layout import Layout, to_sides
 from infnet.nodes import (
     Aggregation,
@@ -40,6 +45,7 @@ from infnet.nodes import (
     SummedPart,
     Term,
     Unfolded,
+    WindowMax,
 )
 from infnet.plan import Ask, AskMean, Request, Step, ask, variance
 from infnet.primitives.stored import stored
@@ -49,7 +55,7 @@ from infnet.rules.rearrange import in_dim_order
 from infnet.trace import Equation, is_elementwise
 from infnet.variation import long_axes
 
-WITH_OPERAND = (Aggregation, Custom, Dropped, Elementwise, GroupSum, IndexLinear, Scaled, Unfolded)
+WITH_OPERAND = (Aggregation, Custom, Dropped, Elementwise, GroupSum, IndexLinear, Scaled, Unfolded, WindowMax)
 ROUNDING = 1e-3  # of the product of a sum's factor and the number of channels
 SHAPE_ONLY = frozenset(
     {
@@ -75,7 +81,7 @@ def read_known(reader: Reader, equation: Equation) -> None:
     if len(sums) == 1:
         excess = excess_after(reader, equation, sums[0].var)
     if sums and excess is None:
-        reader.refuse_fluctuating(equation)
+        raise SUM_OVER_CHANNELS.of(equation)
     vanishing = vanishes(reader, equation)
     for var in equation.outputs if excess is not None or vanishing else ():
         value = reader.values[var]
@@ -169,12 +175,7 @@ def _check_channels(reader: Reader, equation: Equation, feature: Feature, count:
     if partial:
         check_independent(reader, equation, [s.node for s in feature.segments])
     if any(not s.node.uniform and (partial or s.start) for s in feature.segments):
-        reader.refuse(
-            equation,
-            "a sum over a group of channels that are not alike",
-            "inputs, or constants that vary along the channels, were added or multiplied, so each group has a sum of "
-            "its own",
-        )
+        raise GROUP_SUM_OF_UNLIKE_CHANNELS.of(equation)
 
 
 def check_independent(reader: Reader, equation: Equation, nodes: Iterable[Node]) -> None:
@@ -186,12 +187,7 @@ def check_independent(reader: Reader, equation: Equation, nodes: Iterable[Node])
             continue
         seen.add(node.index)
         if isinstance(node, Repeated):
-            reader.refuse(
-                equation,
-                "a sum over the channels of a head after these were multiplied by one and the same feature",
-                "they depend on each other, so their mean stays random, however many they are",
-                f"sum over heads too, or put a Dense layer before; or {MONTE_CARLO}",
-            )
+            raise HEAD_SUM_OF_DEPENDENT_CHANNELS.of(equation)
         if isinstance(node, Sum):
             waiting.extend(term.node for term in node.terms)
         elif isinstance(node, Product):
@@ -255,11 +251,7 @@ def define_sum(
     (out,) = equation.outputs
     channel_axes = {d for d, dim in enumerate(dims) if any(a.is_channel for a in dim)}
     if any(not a.is_channel for d in channel_axes for a in dims[d]):
-        reader.refuse(
-            equation,
-            "a sum over channels that leaves positions and channels on one axis",
-            "infnet has no rule for this yet",
-        )
+        raise CHANNEL_SUM_ON_MIXED_AXIS.of(equation)
     excess = 0.0 if excess <= 1 + ROUNDING else excess
     shape, present = reader.shape(out), [part for part in parts if not _vanishes(part)]
     if not present:

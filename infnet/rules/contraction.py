@@ -8,7 +8,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from infnet._jax import lax_primitives as lax_p
-from infnet.errors import MONTE_CARLO, UnsupportedError
+from infnet.errors.features import SUM_OVER_CHANNELS
+from infnet.errors.parameters import (
+    POSITIONS_MIXED_BY_WEIGHT,
+    PRODUCT_OF_PARAMETERS,
+    WEIGHT_OF_CHANNEL_SUMS,
+    WEIGHT_REUSED_WITH_OTHER_WINDOWS,
+    WEIGHT_WITH_MEAN,
+)
 from infnet.layout import Layout, spread_coincident
 from infnet.nodes import Contraction, KnownNode, Node, Param, ParamKey, Term
 from infnet.plan import Ask, Moments, Step, ask
@@ -69,8 +76,7 @@ def _product(reader: Reader, equation: Equation, kinds: Sequence[bool]) -> None:
     """Without a weight, a feature times constants."""
     features = [isinstance(reader.values[v], Feature) for v in equation.inputs]
     if all(kinds):
-        what, why = "two parameters are multiplied", "the product is not a Gaussian weight with independent elements"
-        reader.refuse(equation, what, why)
+        raise PRODUCT_OF_PARAMETERS.of(equation)
     if all(features):
         read_scores(reader, equation)
         return
@@ -100,12 +106,7 @@ def _dense_operand(
     stays, goes = ([a for d in dims for a in long[d]] for dims in (left_over, contracted))
     if not goes or max(stays) > min(goes):
         filtered = "filtered by a weight of its own for each channel" if set(left_over) & set(own) else "mixed"
-        reader.refuse(
-            equation,
-            f"positions are {filtered} while channels (axis {left_over[-1]}) stay (token mixing, or a depthwise layer)",
-            "all channels then share few weights, or have a few weights each: the result is a scale mixture, not "
-            "Gaussian, so a nonlinearity after it has no closed form",
-        )
+        raise POSITIONS_MIXED_BY_WEIGHT.of(equation, filtered=filtered, axis=left_over[-1])
     feature = unfold(reader, equation, feature, stays, var)
     return in_dim_order(reader, feature, var)
 
@@ -116,14 +117,9 @@ def input_feature(
     """Inputs as a feature, with these axes as positions and as channels."""
     shape, known = reader.shape(var), reader.values[var]
     if isinstance(known, Known) and known.excess:
-        reader.refuse_fluctuating(equation)
+        raise SUM_OVER_CHANNELS.of(equation)
     if isinstance(known, Known) and known.sums:
-        reader.refuse(
-            equation,
-            "a weight is applied to sums over channels",
-            "their derivatives in the weights before are as large as those in this weight, and random",
-            f"apply the weight before the channels are summed; or {MONTE_CARLO}",
-        )
+        raise WEIGHT_OF_CHANNEL_SUMS.of(equation)
     width = math.prod(shape[d] for d in channel)
     dims = [[shape[d]] if d in index else [] for d in range(len(shape))]
     node = reader.new(
@@ -181,12 +177,7 @@ class Weight:
 def check_weight(reader: Reader, equation: Equation, weight: Weight) -> None:
     """Raise unless the elements of a parameter have mean zero, and laws that differ along `weight.axes` at most."""
     if weight.param.key.leaf in reader.nonzero_mean:
-        reader.refuse(
-            equation,
-            "a weight whose mean is not zero",
-            "the mean of the output would grow with the width, and all its channels would be alike",
-            f"initialise the weight with mean zero; or {MONTE_CARLO}",
-        )
+        raise WEIGHT_WITH_MEAN.of(equation)
     reader.check_uniform(equation, weight.param, weight.axes)
 
 
@@ -228,12 +219,7 @@ def contracted_sizes(operand: Feature, geometry: Geometry) -> tuple[int, ...]:
 def contraction_step(request: Ask, u: Contraction, v: Contraction) -> Step:
     """The moment of two contractions with the same weight."""
     if _manner(u) != _manner(v):
-        raise UnsupportedError(
-            "one weight is used with two strides, paddings or scales",
-            where=v.where,
-            why="infnet has no rule yet for the moment of two different uses of one weight",
-            remedy=f"use the shared layer in the same way each time; or {MONTE_CARLO}",
-        )
+        raise WEIGHT_REUSED_WITH_OTHER_WINDOWS.at(v.where)
     outer = _equal_positions(request.layout, u)
     offsets, rest = [], iter(outer.offsets)
     for window in u.geometry:

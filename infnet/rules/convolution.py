@@ -10,6 +10,14 @@ from typing import Any
 import numpy as np
 
 from infnet._jax import lax_primitives as lax_p
+from infnet.errors.features import CHANNELS_FILTERED_BY_CONSTANTS
+from infnet.errors.parameters import (
+    BATCH_GROUPS,
+    DEPTHWISE_OF_ITSELF,
+    FILTER_NOT_A_PARAMETER,
+    GROUPS_OF_SEVERAL_FEATURES,
+    ONE_FILTER_PER_INPUT_CHANNEL,
+)
 from infnet.index_maps import Filter, Select, Spread
 from infnet.nodes import GroupedConvolution, Param, ParamKey
 from infnet.plan import Ask, Moments, Step
@@ -36,9 +44,9 @@ def read_conv(reader: Reader, equation: Equation) -> None:
     """A convolution of a feature, or of inputs, with a parameter, or of a feature with constants."""
     params, (x, w), (out,) = equation.params, equation.inputs, equation.outputs
     if isinstance(reader.values[x], Param) or isinstance(reader.values[w], Feature):
-        reader.refuse(equation, "a convolution whose filter is not a parameter", "infnet has no rule for this yet")
+        raise FILTER_NOT_A_PARAMETER.of(equation)
     if params["batch_group_count"] != 1:
-        reader.refuse(equation, "a convolution with batch groups", "each example has filters of its own")
+        raise BATCH_GROUPS.of(equation)
     numbers = params["dimension_numbers"]
     operand = _operand(reader, equation, x, numbers.lhs_spec)
     spatial = [operand.dims[d][0].number for d in numbers.lhs_spec[2:]]
@@ -130,11 +138,7 @@ def _grouped(
     made //= equation.params["feature_group_count"]
     segments, position = [], 0
     if any(w is None for w in geometry) or any(s.width % size for s in operand.segments):
-        reader.refuse(
-            equation,
-            "a grouped convolution whose groups hold positions, or channels of several features",
-            "infnet follows groups of channels of one feature only",
-        )
+        raise GROUPS_OF_SEVERAL_FEATURES.of(equation)
     for segment in operand.segments:
         groups = segment.width // size
         key = weight.param.key
@@ -165,19 +169,9 @@ def _grouped(
 
 def _check_filters(reader: Reader, equation: Equation, key: ParamKey, segment: Segment, made: int) -> None:
     if not segment.node.leaves and made == 1:
-        reader.refuse(
-            equation,
-            "a depthwise convolution of inputs with one filter for each channel",
-            "the result has as many channels as the input, whatever the width, so no limit makes what follows Gaussian",
-            "use an ordinary convolution first, or several filters for each channel",
-        )
+        raise ONE_FILTER_PER_INPUT_CHANNEL.of(equation)
     if any(k.leaf == key.leaf for k, _ in segment.node.leaves):
-        reader.refuse(
-            equation,
-            "a depthwise or grouped convolution is applied to its own result",
-            "a channel then holds powers of its few weights, of which no average over many channels is taken",
-            "use a layer of its own each time, or a Dense or Conv layer in between",
-        )
+        raise DEPTHWISE_OF_ITSELF.of(equation)
 
 
 def grouped_step(request: Ask, u: Any, v: Any) -> Step | None:
@@ -206,18 +200,12 @@ def _filtered(
     own = tuple(a for a in operand.dims[numbers.lhs_spec[1]] if operand.size(a) > 1)
     channels = operand.channels
     if constants is None or np.iscomplexobj(constants) or not all(a.is_channel for a in own):
-        reader.refuse(
-            equation, "a convolution whose filter is not a parameter or real constants", "infnet has no rule for it yet"
-        )
+        raise FILTER_NOT_A_PARAMETER.of(equation)
     # [group, filter, channel of the group, *window]
     filters = np.transpose(np.asarray(constants, np.float64), numbers.rhs_spec)
     filters = filters.reshape(groups, -1, *filters.shape[1:])
     if filters.shape[2] != 1 or not (filters == filters[:1]).all():
-        reader.refuse(
-            equation,
-            "channels are mixed, or filtered differently, by constants",
-            "the channels become infinitely many, all with the same law",
-        )
+        raise CHANNELS_FILTERED_BY_CONSTANTS.of(equation)
     order = np.argsort(spatial)
     one = filters[0, :, 0].transpose(0, *(1 + order))
     filter_map = Filter(operand.sizes, tuple(windows[k] for k in order), len(one), one.tobytes())

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from infnet.custom import Weight, custom_kernel_p
-from infnet.errors import MONTE_CARLO, InputError, NonGaussianError, UnsupportedError
+from infnet.errors import InputError
+from infnet.errors.functions import (
+    CUSTOM_ARGUMENTS,
+    CUSTOM_CHANNELS,
+    CUSTOM_OF_NON_GAUSSIAN,
+    CUSTOM_OF_UNLIKE_CHANNELS,
+    CUSTOM_PARAMETERS,
+    CUSTOM_SHAPE,
+    CUSTOM_WITHOUT_RULE,
+)
+from infnet.errors.parameters import NTK_OF_SCALE_BEFORE_CUSTOM
 from infnet.kernel import Kernel
 from infnet.layout import filled, spread_left, spread_right
 from infnet.nodes import Custom, Node, Param
@@ -20,7 +30,6 @@ from infnet.program import Feature, Segment
 from infnet.reader import READS, Reader
 from infnet.rules.contraction import input_feature
 from infnet.rules.rearrange import in_dim_order, new_channels
-from infnet.rules.trained_scales import refuse_ntk
 from infnet.trace import Equation
 
 
@@ -29,21 +38,19 @@ def read_custom(reader: Reader, equation: Equation) -> None:
     """One feature, in the first argument, and any number of parameters."""
     operation, (x, *rest), (out,) = equation.params["operation"], equation.inputs, equation.outputs
     if operation.rule is None:
-        _refuse(reader, equation, "it has no kernel rule yet", f"define one with `@{operation!r}.def_kernel`")
+        raise CUSTOM_WITHOUT_RULE.of(equation, operation=operation)
     if isinstance(reader.values[x], Param) or not all(isinstance(reader.values[v], Param) for v in rest):
-        why = "a kernel rule maps the kernel of one feature, given the laws of parameters"
-        _refuse(reader, equation, why, "pass the feature first, then parameters; close over constants")
+        raise CUSTOM_ARGUMENTS.of(equation, operation=operation)
     shape = reader.shape(x)
     if reader.shape(out)[:-1] != shape[:-1] or (not rest and reader.shape(out) != shape):
-        _refuse(reader, equation, f"it maps shape {shape} to {reader.shape(out)}", "keep all axes but the last")
+        raise CUSTOM_SHAPE.of(equation, operation=operation, before=shape, after=reader.shape(out))
     feature = _operand(reader, equation, x)
     params = tuple(reader.weight(equation, v) for v in rest)
     for param in params:
         reader.check_uniform(equation, param, ())
         reader.use_param(equation, param.key, ("custom", operation, param.factors))
     if params and (len(feature.segments) > 1 or any(p.key.leaf in reader.nonzero_mean for p in params)):
-        why = "its argument is a concatenation of features, or a parameter has a mean"
-        _refuse(reader, equation, why, "apply it to each feature by itself, with parameters of mean zero")
+        raise CUSTOM_PARAMETERS.of(equation, operation=operation)
 
     def applied(segment: Segment) -> Segment:
         node = segment.node
@@ -76,12 +83,8 @@ def _operand(reader: Reader, equation: Equation, var: int) -> Feature:
     feature = in_dim_order(reader, reader.settled(var), var)
     sizes = [feature.size(a) for a in feature.dims[-1]]
     if any(not a.is_channel for a in feature.dims[-1]) or math.prod(sizes) != math.prod(feature.channels):
-        _refuse(reader, equation, "the channels of its argument are not the last axis", "move the channels to the end")
+        raise CUSTOM_CHANNELS.of(equation, operation=equation.params["operation"])
     return feature
-
-
-def _refuse(reader: Reader, equation: Equation, why: str, remedy: str) -> NoReturn:
-    reader.refuse(equation, f"`{equation.params['operation']!r}` cannot be used here", why, remedy)
 
 
 def custom_step(request: Ask, u: Custom, v: Custom) -> Step:
@@ -89,7 +92,7 @@ def custom_step(request: Ask, u: Custom, v: Custom) -> Step:
     for node in (u, v):
         _check_argument(node)
     if request.ntk and not u.params and u.operand.scales & v.operand.scales:
-        refuse_ntk(u.where, f"a trained scale before `{u.operation!r}`")
+        raise NTK_OF_SCALE_BEFORE_CUSTOM.at(u.where, operation=u.operation)
     needs = (
         ask(u.operand, v.operand, 0 if u.params else request.shift, request.side, request.layout, request.ntk),
         variance(u.operand, request.side[0]),
@@ -128,13 +131,8 @@ def _check_argument(node: Custom) -> None:
     operand = node.operand
     if node.params or (operand.gaussian and operand.zero_mean and operand.uniform):
         return
-    kind = NonGaussianError if not operand.gaussian else UnsupportedError
-    raise kind(
-        f"`{node.operation!r}` is applied to a feature that is not Gaussian with mean zero and equal channels",
-        where=node.where,
-        why="that is what the kernel rule of an operation without parameters is told the moments of",
-        remedy=f"put a Dense or Conv layer before it; or {MONTE_CARLO}",
-    )
+    refusal = CUSTOM_OF_UNLIKE_CHANNELS if operand.gaussian else CUSTOM_OF_NON_GAUSSIAN
+    raise refusal.at(node.where, operation=node.operation)
 
 
 def _check_result(node: Custom, kernel: Any, shape: tuple[int, ...]) -> None:

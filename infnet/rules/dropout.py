@@ -19,7 +19,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from infnet._jax import lax_primitives as lax_p
-from infnet.errors import MONTE_CARLO, UnsupportedError
+from infnet.errors.features import SUM_OVER_CHANNELS
+from infnet.errors.functions import (
+    NOISE_LAW_UNKNOWN,
+    NOISE_LAWS_DIFFER,
+    NOISE_OTHER_THAN_DROPOUT,
+    NOISE_REUSED,
+    NOISE_SHARED_BY_CHANNELS,
+    NOISE_WITH_INPUTS,
+)
 from infnet.laws.moments import Moments as LawMoments
 from infnet.laws.moments import NoLaw, Pointwise
 from infnet.laws.read_init import read as read_laws
@@ -42,14 +50,9 @@ def read_noise(reader: Reader, equation: Equation) -> None:
     """Random bits for every example, and functions of them."""
     values = [reader.values[v] for v in equation.inputs]
     if not all(isinstance(v, Noise) or (isinstance(v, Known) and v.constant) for v in values):
-        reader.refuse(
-            equation,
-            "random numbers are combined with inputs, before any weight",
-            "infnet follows random numbers that multiply features (dropout behind a layer)",
-            f"use dropout behind the first layer; or {MONTE_CARLO}",
-        )
+        raise NOISE_WITH_INPUTS.of(equation)
     if any(isinstance(v, Known) and v.excess for v in values):
-        reader.refuse_fluctuating(equation)
+        raise SUM_OVER_CHANNELS.of(equation)
     if equation.primitive is lax_p.random_bits_p:
         varies = [long_axes(reader.trace.avals[v].shape) for v in equation.outputs]
     else:
@@ -99,12 +102,7 @@ def _operands(reader: Reader, equation: Equation) -> tuple[int, int, float | Non
         chosen = kinds.index(Feature)
         if reader.constant(equation.inputs[3 - chosen]) == 0.0:
             return equation.inputs[0], equation.inputs[chosen], float(chosen - 1)
-    return reader.refuse(
-        equation,
-        "a feature meets random numbers other than as in dropout",
-        "infnet knows features times random numbers, and features that random numbers replace by zeros",
-        f"use dropout; or {MONTE_CARLO}",
-    )
+    raise NOISE_OTHER_THAN_DROPOUT.of(equation)
 
 
 def _law(reader: Reader, equation: Equation, noise: int, is_kept: float | None) -> tuple[float, float]:
@@ -125,14 +123,9 @@ def _law(reader: Reader, equation: Equation, noise: int, is_kept: float | None) 
             raise NoLaw("the same key is used for other random numbers, which are then the same")
         mean, variance, *_ = law.cumulants.orders
     except NoLaw as reason:
-        reader.refuse(
-            equation,
-            "random numbers whose law cannot be read",
-            str(reason),
-            f"use jax.random.bernoulli with a key of its own for each layer; or {MONTE_CARLO}",
-        )
+        raise NOISE_LAW_UNKNOWN.of(equation, why=reason) from reason
     if np.size(mean) > 1 or np.size(variance) > 1:
-        reader.refuse(equation, "random numbers with different laws", "all channels must have the same law")
+        raise NOISE_LAWS_DIFFER.of(equation)
     reader.noise_roots |= law.roots
     return float(mean), float(variance) + float(mean) ** 2
 
@@ -149,18 +142,12 @@ def _own_axes(reader: Reader, equation: Equation, noise: int, template: Any) -> 
     value = reader.values[noise]
     assert isinstance(value, Noise)
     if reader.trace.batch_axis[noise] is None:
-        what, why = "all examples share the same random numbers", "they would not be independent"
-        reader.refuse(equation, what, why, f"draw numbers for every example; or {MONTE_CARLO}")
+        raise NOISE_OTHER_THAN_DROPOUT.of(equation)
     own, number = [], 0
     for d, factors in enumerate(template):
         for is_channel, _ in factors:
             if is_channel and d not in value.varies:
-                reader.refuse(
-                    equation,
-                    "all channels share the same random numbers",
-                    "they would all be kept or dropped together, so they would not be independent at infinite width",
-                    f"draw a number for each channel; or {MONTE_CARLO}",
-                )
+                raise NOISE_SHARED_BY_CHANNELS.of(equation)
             if not is_channel:
                 if d in value.varies:
                     own.append(number)
@@ -184,12 +171,7 @@ def dropped_step(request: Ask) -> Step:
         node, other = v, u
         need = ask(u, v.operand, request.shift + v.start, request.side, request.layout, request.ntk)
     if any(key == node.noise for key, _ in other.leaves):
-        raise UnsupportedError(
-            "the joint moment of two features that contain the same random numbers",
-            where=node.where,
-            why="one contains them in a product or behind a nonlinearity, and infnet has no rule for that",
-            remedy=MONTE_CARLO,
-        )
+        raise NOISE_REUSED.at(node.where)
 
     def evaluate(context: Any, results: Sequence[Any]) -> Moments:
         return Moments(*(None if m is None else node.mean * m for m in results[0] or Moments(None)))

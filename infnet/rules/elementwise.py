@@ -4,25 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NoReturn
 
 import jax.numpy as jnp
 import numpy as np
 
 from infnet._jax import lax_primitives as lax_p
-from infnet.errors import MONTE_CARLO
+from infnet.errors import RefusalError
+from infnet.errors.functions import FUNCTION_OF_TWO_FEATURES, FUNCTION_OF_VARYING_ARRAY
+from infnet.errors.parameters import PARAMETER_MEETS_FEATURE, PARAMETER_THROUGH_OPERATION
 from infnet.nodes import Param
 from infnet.program import Feature, Known, ScaledParam
 from infnet.reader import Reader
 from infnet.rules.masked_weights import times_constants
 from infnet.rules.masks import read_select
-from infnet.rules.products import read_maximum, read_product
+from infnet.rules.products import read_maximum, read_product, read_quotient
 from infnet.rules.sums import combine, scale
 from infnet.rules.trained_scales import read_scaled
 from infnet.trace import Equation
 
 ADDITIVE = {lax_p.add_p: (1.0, 1.0), lax_p.add_jaxvals_p: (1.0, 1.0), lax_p.sub_p: (1.0, -1.0)}
-OF_TWO_FEATURES = {lax_p.mul_p: read_product, lax_p.max_p: read_maximum, lax_p.min_p: read_maximum}
+OF_TWO_FEATURES = {
+    lax_p.mul_p: read_product,
+    lax_p.max_p: read_maximum,
+    lax_p.min_p: read_maximum,
+    lax_p.div_p: read_quotient,
+}
 UNCHANGED = frozenset({lax_p.copy_p, lax_p.reduce_precision_p})
 
 
@@ -44,7 +50,7 @@ def read_elementwise(reader: Reader, equation: Equation) -> None:
     elif equation.primitive is lax_p.select_n_p and isinstance(values[0], Known):
         read_select(reader, equation)
     else:
-        _refuse(reader, equation)
+        raise _refusal(reader, equation)
 
 
 def _composes(reader: Reader, equation: Equation) -> bool:
@@ -134,7 +140,7 @@ def _read_param(reader: Reader, equation: Equation) -> None:
     (out,), primitive = equation.outputs, equation.primitive
     places = [i for i, v in enumerate(equation.inputs) if isinstance(reader.values[v], Param | ScaledParam)]
     if len(places) != 1:
-        refuse_param(reader, equation)
+        raise PARAMETER_THROUGH_OPERATION.of(equation)
     var, value = equation.inputs[places[0]], reader.values[equation.inputs[places[0]]]
     other = next((v for v in equation.inputs if v != var), None)
     number = None if other is None else reader.constant(other)
@@ -142,7 +148,7 @@ def _read_param(reader: Reader, equation: Equation) -> None:
     if isinstance(value, Param) and (other is None or number is not None):
         affine = _affine_of_param(equation, number, power, places[0])
         if affine is None:
-            refuse_param(reader, equation)
+            raise PARAMETER_THROUGH_OPERATION.of(equation)
         scale, offset = affine
         reader.values[out] = replace(value, scale=scale * value.scale, offset=scale * value.offset + offset)
     elif isinstance(value, Param) and (masked := times_constants(reader, equation, value, places[0])):
@@ -152,7 +158,7 @@ def _read_param(reader: Reader, equation: Equation) -> None:
         param, before = (value.param, value.factors) if isinstance(value, ScaledParam) else (var, ())
         reader.values[out] = ScaledParam(param, (*before, *factors))
     else:
-        refuse_param(reader, equation)
+        raise PARAMETER_THROUGH_OPERATION.of(equation)
 
 
 def _affine_of_param(equation: Equation, number: float | None, power: int, place: int) -> tuple[float, float] | None:
@@ -168,35 +174,10 @@ def _affine_of_param(equation: Equation, number: float | None, power: int, place
     return None
 
 
-def refuse_param(reader: Reader, equation: Equation) -> NoReturn:
-    """Refuse an operation on a parameter."""
-    reader.refuse(
-        equation,
-        "a parameter goes through an operation other than multiplication by a number",
-        "the law of the result, or its gradient, is then not that of the parameter",
-        f"give the parameter the wanted law in its initialiser instead; or {MONTE_CARLO}",
-    )
-
-
-def _refuse(reader: Reader, equation: Equation) -> None:
+def _refusal(reader: Reader, equation: Equation) -> RefusalError:
     values = [reader.values[v] for v in equation.inputs]
-    primitive = equation.primitive
     if any(isinstance(v, Param | ScaledParam) for v in values):
-        reader.refuse(
-            equation,
-            "a feature meets a trainable parameter elementwise, other than in a sum or a product",
-            "the result is not Gaussian, and infnet has no rule for its derivative in that parameter",
-            f"add or multiply trained parameters; or {MONTE_CARLO}",
-        )
+        return PARAMETER_MEETS_FEATURE.of(equation)
     if sum(isinstance(v, Feature) for v in values) > 1:
-        reader.refuse(
-            equation,
-            "a nonlinear function of two different features",
-            "infnet knows sums, products and maxima of several features only",
-        )
-    reader.refuse(
-        equation,
-        f"a nonlinear function (`{primitive.name}`) of a feature and of an array that varies",
-        "the function would differ from one position, channel or example to the next",
-        f"use a number in place of the array; or {MONTE_CARLO}",
-    )
+        return FUNCTION_OF_TWO_FEATURES.of(equation)
+    return FUNCTION_OF_VARYING_ARRAY.of(equation, name=equation.primitive.name)

@@ -22,7 +22,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from infnet.errors import MONTE_CARLO, UnsupportedError
+from infnet.errors.features import DEPENDENT_HEAD_SUMS, DEPENDENT_HEADS, SUM_OVER_CHANNELS
+from infnet.errors.functions import PRODUCT_OF_UNLIKE_CHANNELS
 from infnet.index_maps import Total
 from infnet.nodes import GroupSum, Node, Product, Repeated, Sum, Term, meet, shifted
 from infnet.plan import Ask, AskMean, Moments, Step, ask
@@ -105,7 +106,7 @@ def read_by_heads(reader: Reader, equation: Equation, product: Contracted) -> No
     factors = []
     for feature, own in zip(product.factors, places, strict=True):
         if len(feature.segments) > 1 or not feature.segments[0].node.uniform:
-            reader.refuse(equation, "products of features whose channels are not alike", "infnet has no rule for this")
+            raise PRODUCT_OF_UNLIKE_CHANNELS.of(equation)
         sizes.update(zip(own, feature.sizes, strict=True))
         factors.append(_Placed(1.0, feature.segments[0], own))
     channels = max((f.channels for f in product.factors), key=math.prod)
@@ -223,7 +224,7 @@ def _only_term(node: Node) -> Term | None:
 
 def _group_sum(reader: Reader, equation: Equation, node: Node, count: int) -> Node:
     if not node.zero_mean:
-        reader.refuse_fluctuating(equation)
+        raise SUM_OVER_CHANNELS.of(equation)
     check_independent(reader, equation, [node])
     return reader.new(
         GroupSum,
@@ -250,7 +251,7 @@ def group_sum_step(request: Ask, u: GroupSum, v: GroupSum) -> Step:
     first = request.shift * u.count
     others = (first + sign * k for k in range(1, u.count) for sign in (1, -1))
     if u.count != v.count or any(meet(u.operand.leaves, shifted(v.operand.leaves, k)) for k in others):
-        _refuse(request, "sums over channels that depend on several channels of each other")
+        raise DEPENDENT_HEAD_SUMS.at(_later(u, v).where)
     need = ask(u.operand, v.operand, first, request.side, request.layout, request.ntk)
 
     def evaluate(context: Any, results: Sequence[Any]) -> Moments:
@@ -262,7 +263,7 @@ def group_sum_step(request: Ask, u: GroupSum, v: GroupSum) -> Step:
 def repeated_step(request: Ask, u: Repeated, v: Repeated) -> Step:
     """The moment of the channels that are repeated."""
     if (u.stride, u.times) != (v.stride, v.times) or request.shift % u.times:
-        _refuse(request, "features of a head that are spread over other channels")
+        raise DEPENDENT_HEADS.at(_later(u, v).where)
     shift = v.start - u.start + u.stride * (request.shift // u.times)
     need = ask(u.operand, v.operand, shift, request.side, request.layout, request.ntk)
     return Step(request, "spread over a head", u.where, (need,), lambda context, results: results[0] or Moments(None))
@@ -274,10 +275,5 @@ def mean_of_repeated(request: AskMean, node: Repeated) -> Step:
     return Step(request, "mean", node.where, (need,), lambda context, results: results[0])
 
 
-def _refuse(request: Ask, what: str) -> None:
-    raise UnsupportedError(
-        f"the joint moment of {what}",
-        where=max(request.u, request.v, key=lambda node: node.index).where,
-        why="infnet has a rule for channels that depend on their own in the other alone",
-        remedy=f"use weights of their own for different heads; or {MONTE_CARLO}",
-    )
+def _later(u: Node, v: Node) -> Node:
+    return max(u, v, key=lambda node: node.index)

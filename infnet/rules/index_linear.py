@@ -8,7 +8,18 @@ from typing import Any
 
 from infnet._jax import lax_primitives as lax_p
 from infnet._jax import split_p, stack_p, unstack_p
-from infnet.errors import MONTE_CARLO
+from infnet.errors.features import (
+    CHANNELS_IN_IRREGULAR_STEPS,
+    CHANNELS_PADDED,
+    CHANNELS_POOLED,
+    MIXED_AXIS_CUT,
+    PADDING_WITH_VALUES,
+    PART_OF_UNLIKE_CHANNELS,
+    POOLING_WITH_DILATED_BASE,
+    SLICE_AT_INPUTS,
+    STACKED_WITH_OTHERS,
+)
+from infnet.errors.parameters import PARAMETER_SLICED_IRREGULARLY, PARAMETER_THROUGH_OPERATION, PARAMETERS_CONCATENATED
 from infnet.index_maps import IndexMap, Pool, Select, Spread, Total
 from infnet.nodes import Param
 from infnet.primitives.windows import Window
@@ -39,9 +50,7 @@ def read_dynamic_slice(reader: Reader, equation: Equation) -> None:
     for var, n, size in zip(equation.inputs[1:], reader.shape(equation.inputs[0]), sizes, strict=True):
         start = 0.0 if size == n else reader.constant(var)
         if start is None:
-            reader.refuse(
-                equation, "a slice that starts where the inputs say", "infnet follows slices at constants only"
-            )
+            raise SLICE_AT_INPUTS.of(equation)
         ranges.append((1, min(max(int(start), 0), n - size), size))  # as JAX does, it starts where it fits
     _select(reader, equation, equation.outputs[0], ranges)
 
@@ -97,7 +106,7 @@ def _reversed(factor: tuple[Any, int]) -> tuple[Any, int]:
 def read_pad(reader: Reader, equation: Equation) -> None:
     """Padding with zeros (or, with negative amounts, cropping)."""
     if reader.constant(equation.inputs[1]) != 0.0:
-        reader.refuse(equation, "padding with values other than zero", "infnet has no rule for this yet")
+        raise PADDING_WITH_VALUES.of(equation)
     config = [tuple(map(int, c)) for c in equation.params["padding_config"]]
     (out,) = equation.outputs
     ranges = [(1, -low, n) for (low, _, _), n in zip(config, reader.shape(out), strict=True)]
@@ -107,7 +116,7 @@ def read_pad(reader: Reader, equation: Equation) -> None:
     padded = [d for d, c in enumerate(config) if any(c)]
     feature = with_whole_axes(reader, equation, equation.inputs[0], padded)
     if any(a.is_channel for d in padded for a in feature.dims[d]):
-        reader.refuse(equation, "channels are padded", "channels without weights are not like the others")
+        raise CHANNELS_PADDED.of(equation)
     number = {d: feature.dims[d][0].number for d in padded}
     factors, picks = [1] * len(feature.sizes), {number[d]: ranges[d] for d in padded}
     for d in padded:
@@ -122,9 +131,6 @@ def _select(reader: Reader, equation: Equation, out: int, ranges: Sequence[Range
     var = equation.inputs[0]
     shape = reader.shape(var)
     touched = [d for d, (n, r) in enumerate(zip(shape, ranges, strict=True)) if r != (1, 0, n)]
-    if any(count == 0 for _, _, count in ranges):
-        nothing = "there is nothing that a kernel could be of"
-        reader.refuse(equation, "a result without any position", nothing, "keep positions")
     if isinstance(reader.values[var], Param):
         _slice_param(reader, equation, out, touched, ranges)
         return
@@ -145,22 +151,13 @@ def _select(reader: Reader, equation: Equation, out: int, ranges: Sequence[Range
 def _cut_channels(reader: Reader, equation: Equation, feature: Feature, cut: Range, out: int) -> Feature:
     step, first, count = cut
     if step != 1 or first < 0 or len(feature.channels) != 1 or first + count > feature.channels[0]:
-        reader.refuse(
-            equation,
-            "channels are flipped, padded or taken with a stride",
-            "infnet follows ranges of channels only",
-            f"channels are interchangeable: slice them with step 1; or {MONTE_CARLO}",
-        )
+        raise CHANNELS_IN_IRREGULAR_STEPS.of(equation)
     pieces, position = [], 0
     for s in feature.segments:
         low, high = max(first, position), min(first + count, position + s.width)
         if low < high:
             if not s.node.uniform:
-                reader.refuse(
-                    equation,
-                    "a slice of channels that are not alike",
-                    "an input was added to the feature, so each channel has a mean of its own",
-                )
+                raise PART_OF_UNLIKE_CHANNELS.of(equation)
             pieces.append(Segment(s.node, s.start + low - position, high - low))
         position += s.width
     return Feature(feature.dims, (count,), merge_segments(pieces), out)
@@ -172,7 +169,7 @@ def _slice_param(reader: Reader, equation: Equation, out: int, touched: Sequence
     for d in touched:
         step, first, count = ranges[d]
         if step != 1 or first < 0 or len(factors[d]) != 1 or not isinstance(factors[d][0][0], int):
-            reader.refuse(equation, "a parameter is sliced in an irregular way", "infnet follows plain ranges only")
+            raise PARAMETER_SLICED_IRREGULARLY.of(equation)
         axis = factors[d][0][0]
         before = next((a for k, a, _ in slices if k == axis), 0)
         slices = [(k, a, b) for k, a, b in slices if k != axis]
@@ -206,7 +203,15 @@ def read_sum(reader: Reader, equation: Equation) -> None:
 @READS.register(lax_p.reduce_window_sum_p)
 def read_pool(reader: Reader, equation: Equation) -> None:
     """Average and sum pooling."""
-    var, (out,), params = equation.inputs[0], equation.outputs, equation.params
+    feature, windows = windows_of(reader, equation)
+    (out,) = equation.outputs
+    segments = mapped(reader, equation, feature, Pool(feature.sizes, windows), "pool", out)
+    reader.values[out] = Feature(feature.dims, feature.channels, segments, out)
+
+
+def windows_of(reader: Reader, equation: Equation) -> tuple[Feature, tuple[Window, ...]]:
+    """What is pooled, and the windows on its axes of positions."""
+    var, params = equation.inputs[0], equation.params
     windows = [
         Window(size, stride, dilation, low, high)
         for size, stride, dilation, (low, high) in zip(
@@ -218,16 +223,15 @@ def read_pool(reader: Reader, equation: Equation) -> None:
         )
     ]
     if any(b != 1 for b in params["base_dilation"]):
-        reader.refuse(equation, "pooling with base dilation", "infnet has no rule for this yet")
+        raise POOLING_WITH_DILATED_BASE.of(equation)
     touched = [d for d, w in enumerate(windows) if not w.is_identity]
     feature = with_whole_axes(reader, equation, var, touched)
     per_axis = [Window() for _ in feature.sizes]
     for d in touched:
         if feature.dims[d][0].is_channel:
-            reader.refuse(equation, "pooling over channels", "infnet has no rule for this yet")
+            raise CHANNELS_POOLED.of(equation)
         per_axis[feature.dims[d][0].number] = windows[d]
-    segments = mapped(reader, equation, feature, Pool(feature.sizes, tuple(per_axis)), "pool", out)
-    reader.values[out] = Feature(feature.dims, feature.channels, segments, out)
+    return feature, tuple(per_axis)
 
 
 @READS.register(lax_p.concatenate_p)
@@ -235,8 +239,7 @@ def read_concatenate(reader: Reader, equation: Equation) -> None:
     """Concatenation of channels (segments side by side) or of positions (a sum of padded parts)."""
     axis = equation.params["dimension"]
     if not any(_is_feature(reader, v) for v in equation.inputs):
-        why = "the result is not one parameter, and not yet a feature with channels"
-        reader.refuse(equation, "parameters are concatenated", why, "use one parameter, or concatenate features")
+        raise PARAMETERS_CONCATENATED.of(equation)
     features = {v: with_whole_axes(reader, equation, v, [axis]) for v in equation.inputs if _is_feature(reader, v)}
     along_channels = any(a.is_channel for f in features.values() for a in f.dims[axis])
     if along_channels or not any(f.channels for f in features.values()):
@@ -254,7 +257,7 @@ def read_stack(reader: Reader, equation: Equation) -> None:
     """Arrays side by side along a new axis of positions."""
     axis = equation.params["axis"]
     if not all(_is_feature(reader, v) for v in equation.inputs):
-        reader.refuse(equation, "a feature is stacked with something else", "infnet has no rule for this yet")
+        raise STACKED_WITH_OTHERS.of(equation)
     parts = []
     for var in equation.inputs:
         feature = in_dim_order(reader, reader.settled(var), var)
@@ -286,11 +289,7 @@ def _concatenate_positions(reader: Reader, equation: Equation, parts: Sequence[t
 
 def _feature(reader: Reader, equation: Equation, var: int) -> Feature:
     if isinstance(reader.values[var], Param):
-        reader.refuse(
-            equation,
-            "a parameter goes through an operation other than multiplication by a number",
-            "the law of the result is then not that of the parameter",
-        )
+        raise PARAMETER_THROUGH_OPERATION.of(equation)
     return reader.settled(var)
 
 
@@ -304,12 +303,7 @@ def whole_axes(reader: Reader, equation: Equation, feature: Feature, touched: Se
     if all(len([a for a in feature.dims[d] if feature.size(a) > 1]) <= 1 for d in touched):
         return with_unit_axes(reader, in_dim_order(reader, feature, var), touched, var)
     if any(a.is_channel for d in touched for a in feature.dims[d]):
-        reader.refuse(
-            equation,
-            "an axis that holds positions and channels at once is cut",
-            "infnet follows slices of positions or of channels, before they are flattened into one axis",
-            f"slice before the reshape; or {MONTE_CARLO}",
-        )
+        raise MIXED_AXIS_CUT.of(equation)
     feature = in_dim_order(reader, feature, var)
     sizes, dims, count = [], [], 0
     for d, dim in enumerate(feature.dims):

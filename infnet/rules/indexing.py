@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +16,7 @@ import numpy as np
 from jax.lax import GatherScatterMode
 
 from infnet._jax import lax_primitives as lax_p
+from infnet.errors.features import INDICES_OUT_OF_BOUNDS, SEVERAL_AXES_INDEXED
 from infnet.nodes import Param
 from infnet.program import Atom, Feature, Known
 from infnet.reader import READS, Reader
@@ -36,7 +36,7 @@ def read_gather(reader: Reader, equation: Equation) -> None:
         read_lookup(reader, equation)
         return
     if not isinstance(reader.values[x], Feature) or not isinstance(reader.values[indices], Known):
-        reader.refuse_operation(equation)
+        raise reader.unknown_operation(equation)
     shape, index_shape = reader.shape(x), reader.shape(indices)[:-1]
     cut = [d for d, n in enumerate(shape) if sizes[d] < n] or [numbers.start_index_map[0]]
     if (
@@ -45,14 +45,13 @@ def read_gather(reader: Reader, equation: Equation) -> None:
         or cut[0] not in numbers.start_index_map
         or sum(n > 1 for n in index_shape) > 1
     ):
-        reader.refuse(equation, "indexing of several axes at once", "infnet follows indices into one axis only")
+        raise SEVERAL_AXES_INDEXED.of(equation)
     axis = cut[0]
     component, wanted = numbers.start_index_map.index(axis), reader.constant_array(indices)
     if wanted is not None:
         flat = wanted.astype(np.int64)[..., component].reshape(-1)
         if flat.size and not 0 <= flat.min() <= flat.max() < shape[axis]:
-            why = f"the axis has {shape[axis]} positions, and the indices are from {flat.min()} to {flat.max()}"
-            reader.refuse(equation, "indices out of bounds", why, "use indices that exist")
+            raise INDICES_OUT_OF_BOUNDS.of(equation, size=shape[axis], lowest=flat.min(), highest=flat.max())
         feature = times_matrix(reader, equation, x, axis, np.eye(shape[axis])[flat])
     elif math.prod(index_shape) == 1:
         feature = at_position(reader, equation, axis, component)
@@ -86,7 +85,7 @@ def read_scatter_add(reader: Reader, equation: Equation) -> None:
     """A feature added to positions of an array, at Known indices into one axis: `jax.ops.segment_sum`."""
     (x, indices, updates), numbers, (out,) = equation.inputs, equation.params["dimension_numbers"], equation.outputs
     if not isinstance(reader.values[updates], Feature) or not isinstance(reader.values[indices], Known):
-        reader.refuse_operation(equation)
+        raise reader.unknown_operation(equation)
     axes, window = numbers.scatter_dims_to_operand_dims, numbers.update_window_dims
     rows = [d for d in range(len(reader.shape(updates))) if d not in window]
     kept = [d for d in range(len(reader.shape(x))) if d not in (*axes, *numbers.operand_batching_dims)]
@@ -94,7 +93,7 @@ def read_scatter_add(reader: Reader, equation: Equation) -> None:
     batch = reader.trace.batch_axis[indices]
     with_examples = numbers.operand_batching_dims == ((reader.trace.batch_axis[x],) if batch is not None else ())
     if len(axes) != 1 or numbers.inserted_window_dims != axes or not whole or not with_examples:
-        _refuse_axes(reader, equation)
+        raise SEVERAL_AXES_INDEXED.of(equation)
     matrix = _one_hot(reader, equation, updates, (axes[0], 0), 0.0)
     contracted = [k for k in range(len(rows)) if k != batch]
     shared = ((batch,), (rows[batch],)) if batch is not None else ((), ())
@@ -129,8 +128,3 @@ def _product(
     feature = reader.values[equation.outputs[0]]
     assert isinstance(feature, Feature)
     return iter(feature.dims), feature
-
-
-def _refuse_axes(reader: Reader, equation: Equation) -> NoReturn:
-    what, why = "indexing of several axes at once", "infnet follows indices into one axis only"
-    reader.refuse(equation, what, why, "flatten the axes into one, and use one index into it")

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from infnet.errors.parameters import LOOKUP_OUT_OF_BOUNDS, PARAMETER_INDEXED_IRREGULARLY
 from infnet.layout import filled, spread_left, spread_right
 from infnet.nodes import Lookup
 from infnet.plan import Ask, Moments, Step
@@ -34,12 +35,7 @@ def read_lookup(reader: Reader, equation: Equation) -> None:
     whole = tuple(1 if d == axis else n for d, n in enumerate(shape))
     simple = numbers.start_index_map == numbers.collapsed_slice_dims == (axis,) and not numbers.operand_batching_dims
     if not isinstance(reader.values[indices], Known) or not simple or equation.params["slice_sizes"] != whole:
-        reader.refuse(
-            equation,
-            "a parameter is indexed along several axes at once, or by something random",
-            "infnet follows rows of a table, at indices that depend on the inputs alone",
-            "look rows up along one axis, and slice other axes separately",
-        )
+        raise PARAMETER_INDEXED_IRREGULARLY.of(equation)
     reader.check_uniform(equation, param, ())
     free = [d for d in range(len(shape)) if d != axis]
     roles = ("looked up", param.factors[axis], tuple(param.factors[d] for d in free))
@@ -74,12 +70,7 @@ def outside_value(reader: Reader, equation: Equation) -> float | None:
     fill = equation.params["fill_value"]
     number = math.nan if fill is None else float(fill)
     if number and not math.isnan(number):
-        reader.refuse(
-            equation,
-            f"a lookup that reads {number} at indices out of bounds",
-            "all channels would be equal there, so they would not be independent",
-            "use indices that exist, and no fill value",
-        )
+        raise LOOKUP_OUT_OF_BOUNDS.of(equation, number=number)
     return number
 
 

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from infnet._jax import lax_primitives as lax_p
+from infnet.errors.parameters import PARAMETER_TIMES_ARRAY_AFTER_CUT
 from infnet.nodes import Mask, Param
 from infnet.reader import Reader
 from infnet.trace import Equation
@@ -36,12 +37,7 @@ def times_constants(reader: Reader, equation: Equation, param: Param, position: 
         if not names:  # the parameter is repeated along this axis
             return None
         if len(names) != 1 or not isinstance(names[0], int):
-            reader.refuse(
-                equation,
-                "a parameter that was cut or reversed is multiplied by an array",
-                "infnet follows constants along whole axes of a parameter only",
-                "multiply the parameter before it is reshaped, or reversed",
-            )
+            raise PARAMETER_TIMES_ARRAY_AFTER_CUT.of(equation)
         shape[names[0]] = size
     if factors.size == 1:
         return replace(param, scale=param.scale * float(factors.flat[0]))

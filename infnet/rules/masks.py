@@ -7,7 +7,8 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 
-from infnet.errors import MONTE_CARLO
+from infnet.errors.features import CHOICE_BY_ONE_NUMBER
+from infnet.errors.parameters import PARAMETER_SELECTED
 from infnet.nodes import Param
 from infnet.program import Feature, Known
 from infnet.reader import Reader
@@ -21,16 +22,14 @@ def read_select(reader: Reader, equation: Equation) -> None:
     """`where(mask, u, v)` is mask * u + (1 - mask) * v; the mask is known, and zeros are left out."""
     which, *cases = equation.inputs
     if any(isinstance(reader.values[v], Param) for v in cases):
-        why = "the law of the result is then not that of the parameter"
-        reader.refuse(equation, "a parameter is selected by data", why, f"mask the feature instead; or {MONTE_CARLO}")
+        raise PARAMETER_SELECTED.of(equation)
     chosen = reader.constant(which)
     if chosen is not None:
         cases = [cases[int(chosen)]]
         parts = cases
     else:
         if not reader.shape(which):
-            why = "the choice must be a constant, or be made for each example"
-            reader.refuse(equation, "one number of the inputs selects for all examples", why)
+            raise CHOICE_BY_ONE_NUMBER.of(equation)
         parts = [_part(reader, equation, which, k, v) for k, v in enumerate(cases) if reader.constant(v) != 0.0]
     if len(parts) > 1 or isinstance(reader.values[parts[0]], Known):
         combine(reader, equation, [(1.0, part) for part in parts])

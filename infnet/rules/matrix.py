@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from infnet._jax import lax_primitives as lax_p
-from infnet.errors import MONTE_CARLO
+from infnet.errors.features import CHANNELS_MIXED_BY_CONSTANTS, COMPLEX_MATRIX
 from infnet.index_maps import Matrix, Total
 from infnet.program import Atom, Feature
 from infnet.reader import READS, Reader
@@ -41,8 +41,7 @@ def read_matrix(reader: Reader, equation: Equation, constant: int) -> None:
     assert matrix is not None
     x_dims, m_dims = contracted[which], contracted[1 - which]
     if np.iscomplexobj(matrix):
-        what, why = "a feature is multiplied by complex constants", "kernels are those of real features"
-        reader.refuse(equation, what, why)
+        raise COMPLEX_MATRIX.of(equation)
     free = [k for k in range(matrix.ndim) if k not in m_dims]
     rows = np.moveaxis(matrix, m_dims[0], -1).reshape(-1, matrix.shape[m_dims[0]])
     feature = times_matrix(reader, equation, equation.inputs[which], x_dims[0], rows)
@@ -66,12 +65,7 @@ def _channels_as_positions(reader: Reader, equation: Equation, feature: Feature,
     """An axis of channels as positions, with all others but the last: Dense, reshape to (h, w, c), image resize."""
     *positions, last = [Atom(True, k) for k, n in enumerate(feature.channels) if n > 1]
     if feature.dims[axis] == (last,):
-        reader.refuse(
-            equation,
-            "channels are mixed by constants, or taken one by one",
-            "the channels become infinitely many, all with the same law",
-            f"mix channels with `nn.Dense`; or {MONTE_CARLO}",
-        )
+        raise CHANNELS_MIXED_BY_CONSTANTS.of(equation)
     return unfold(reader, equation, feature, positions, equation.outputs[0])
 
 

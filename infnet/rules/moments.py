@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from infnet.errors import MONTE_CARLO, UnsupportedError
+from infnet.errors.functions import CUSTOM_MEAN
 from infnet.layout import coincident, filled, inner, spread_left, spread_right
 from infnet.nodes import (
     Aggregation,
@@ -37,6 +37,7 @@ from infnet.nodes import (
     Scaled,
     Sum,
     Unfolded,
+    WindowMax,
 )
 from infnet.plan import Ask, AskKnown, AskMean, Moments, Request, Step
 from infnet.rules.channel_sums import channel_sum_step
@@ -48,6 +49,7 @@ from infnet.rules.heads import group_sum_step, mean_of_repeated, repeated_step
 from infnet.rules.known import known_step, reads_of
 from infnet.rules.linear import LINEAR, index_map, linear_step
 from infnet.rules.lookup import lookup_step
+from infnet.rules.maximum import refuse_maximum
 from infnet.rules.nonlinear import mean_of_elementwise, mixed_step, nonlinear_step
 from infnet.rules.products import mean_of_product, product_step
 from infnet.rules.random_input import mean_of_random_input, random_input_step
@@ -75,6 +77,8 @@ def _rule(request: Ask | AskMean) -> Step:
         return _independent(request)
     if isinstance(u, LINEAR) or isinstance(v, LINEAR):
         return linear_step(request)
+    if isinstance(u, WindowMax) or isinstance(v, WindowMax):
+        refuse_maximum(request, u, v)
     if isinstance(u, Product) or isinstance(v, Product):
         return product_step(request)
     if isinstance(u, GroupedConvolution) or isinstance(v, GroupedConvolution):
@@ -154,12 +158,7 @@ def mean_step(request: AskMean) -> Step:
     if type(u) in MEANS:
         return MEANS[type(u)](request, u)
     if isinstance(u, Custom) and not u.zero_mean:
-        raise UnsupportedError(
-            f"the mean of `{u.operation!r}`",
-            where=u.where,
-            why="it is multiplied by another, independent feature; the kernel rule says nothing of means",
-            remedy=MONTE_CARLO,
-        )
+        raise CUSTOM_MEAN.at(u.where, operation=u.operation)
 
     def evaluate(context: Any, results: Sequence[Any]) -> jax.Array:
         if isinstance(u, KnownNode):
@@ -209,4 +208,5 @@ MEANS: dict[type[Node], Callable[[AskMean, Any], Step]] = {
     Repeated: mean_of_repeated,
     InputFeature: mean_of_random_input,
     ChannelSum: channel_sum_step,
+    WindowMax: refuse_maximum,
 }

@@ -12,7 +12,10 @@ import jax.numpy as jnp
 from infnet.activations import Activation, joint_kernel
 from infnet.activations.joint import Report
 from infnet.activations.protocol import Means
-from infnet.errors import MONTE_CARLO, NonGaussianError, UnsupportedError
+from infnet.activations.series import SeriesActivation
+from infnet.errors import UnsupportedError
+from infnet.errors.functions import NON_GAUSSIAN_ARGUMENT, TWO_NONLINEARITIES, UNKNOWN_PAIR, UNLIKE_ARGUMENT
+from infnet.errors.parameters import NTK_OF_REUSED_SCALE
 from infnet.layout import Layout, filled, spread_left, spread_right
 from infnet.nodes import (
     Aggregation,
@@ -29,7 +32,7 @@ from infnet.nodes import (
 )
 from infnet.plan import Ask, AskMean, Moments, Request, Step, ask, variance
 from infnet.primitives.stored import stored
-from infnet.rules.trained_scales import Direction, ScaleShares, derivative, refuse_ntk
+from infnet.rules.trained_scales import Direction, ScaleShares, derivative
 
 Spread = Callable[[Layout, jax.Array], jax.Array]
 
@@ -38,12 +41,7 @@ def nonlinear_step(request: Ask, u: Elementwise, v: Elementwise) -> Step:
     """E[phi(g) psi(h)] and E[phi'(g) psi'(h)] T_gh, for jointly Gaussian g and h."""
     activation, other = _checked(u), _checked(v)
     if joint_kernel(activation, other) is None:
-        raise UnsupportedError(
-            f"the joint moment of two different nonlinearities, {activation.name} and {other.name}",
-            where=v.where,
-            why="they act on dependent fields, and infnet knows no closed form for these two together",
-            remedy=f"use the same activation on both branches; or {MONTE_CARLO}",
-        )
+        raise TWO_NONLINEARITIES.at(v.where, one=activation.name, two=other.name)
     left, right = _Argument(u.operand, request.side[0]), _Argument(v.operand, request.side[1])
     shares = ScaleShares(request, u, v)
     needs = (
@@ -54,28 +52,53 @@ def nonlinear_step(request: Ask, u: Elementwise, v: Elementwise) -> Step:
     )
     with_itself = u is v and request.shift == 0 and request.side[0] == request.side[1] and request.layout.is_diagonal
 
-    def evaluate(context: Any, results: Sequence[Any]) -> Moments:
-        joint, own, of_scales = results[0], results[1:5], results[5:]
-        s, t = joint or Moments(None)
-        q1, mean1 = left.read(context, own[:2], spread_left, request.layout)
-        q2, mean2 = right.read(context, own[2:], spread_right, request.layout)
+    def read(context: Any, results: Sequence[Any]) -> tuple[tuple[Any, Any, Any], jax.Array | None, Means]:
+        """The second moment and the two variances, the tangent kernel and the means, on the axes of a block."""
+        s, t = results[0] or Moments(None)
+        q1, mean1 = left.read(context, results[1:3], spread_left, request.layout)
+        q2, mean2 = right.read(context, results[3:5], spread_right, request.layout)
         means = None
         if mean1 is not None or mean2 is not None or shares.has_means:
             means = (_or_zero(mean1, q1), _or_zero(mean2, q2))
+        s = jnp.zeros(request.layout.shape, q1.dtype) if s is None else s
+        return (s, q1, q2), t, means
+
+    def evaluate(context: Any, results: Sequence[Any]) -> Moments:
+        points, t, means = read(context, results)
         if with_itself:
-            moments: _Kernels = _Squares(context.activation(u), q1, means)
+            moments: _Kernels = _Squares(context.activation(u), points[1], means)
         else:
-            s = jnp.zeros(request.layout.shape, q1.dtype) if s is None else s
-            moments = _Kernel((context.activation(u), context.activation(v)), context.report, s, q1, q2, means)
+            moments = _Kernel((context.activation(u), context.activation(v)), context.report, *points, means)
         k, *kdots = moments.values(t is not None)
         total = None if t is None else kdots[0] * t
-        for direction in shares.directions(context, of_scales, means):
+        for direction in shares.directions(context, results[5:], means):
             share = direction.weight * moments.slope_along(direction)
             total = share if total is None else total + share
         layout = request.layout
         return Moments(stored(filled(layout, k)), None if total is None else stored(filled(layout, total)))
 
-    return Step(request, activation.name, u.where, needs, evaluate, activation.exact)
+    def error(context: Any, results: Sequence[Any]) -> Moments:
+        points, t, means = read(context, results)
+        found = _errors((context.activation(u), context.activation(v)), points, t, means)
+        return Moments(*(None if m is None else filled(request.layout, m) for m in found))
+
+    inexact = isinstance(activation, SeriesActivation) and not with_itself
+    return Step(request, activation.name, u.where, needs, evaluate, activation.exact, error=error if inexact else None)
+
+
+def _errors(
+    pair: tuple[Activation, Activation],
+    points: tuple[jax.Array, jax.Array, jax.Array],
+    t: jax.Array | None,
+    means: Means,
+) -> Moments:
+    """Bounds on the errors of K and K' T: relative ones times the roots of E phi^2 E psi^2, or of phi' and psi'."""
+    bounds: list[jax.Array] = []
+    _Kernel(pair, bounds.append, *points, means).values(t is not None)
+    one = pair[0].squares(points[1], means and means[0])
+    two = pair[1].squares(points[2], means and means[1])
+    largest = [jnp.sqrt(p * q) for p, q in zip(one, two, strict=True)]
+    return Moments(bounds[0] * largest[0], None if t is None else bounds[-1] * largest[1] * jnp.abs(t))
 
 
 class _Kernels(Protocol):
@@ -176,22 +199,11 @@ def _checked(node: Elementwise) -> Activation:
     operand = node.operand
     if not operand.gaussian:
         source = _not_gaussian(operand)
-        raise NonGaussianError(
-            f"a nonlinearity ({_name(node)}) of something that is not Gaussian at infinite width",
-            where=node.where,
-            why=f"its argument contains {_name(source)} ({source.where}), so its joint law has no closed form",
-            remedy=f"put a Dense or Conv layer between the two; or {MONTE_CARLO}",
-        )
+        raise NON_GAUSSIAN_ARGUMENT.at(node.where, function=_name(node), source=_name(source), place=source.where)
     if isinstance(node.activation, UnsupportedError):
         raise node.activation
     if not operand.uniform:
-        raise UnsupportedError(
-            f"a nonlinearity ({_name(node)}) of a feature whose channels are not alike",
-            where=node.where,
-            why="inputs, or constants that vary along the channels, were added or multiplied, so each channel has a "
-            "law of its own",
-            remedy=f"put a Dense or Conv layer between the two; or {MONTE_CARLO}",
-        )
+        raise UNLIKE_ARGUMENT.at(node.where, function=_name(node))
     return node.activation
 
 
@@ -226,15 +238,10 @@ def mixed_step(request: Ask) -> Step:
     u, v = request.u, request.v
     function, other = (u, v) if isinstance(u, Elementwise) else (v, u)
     if not isinstance(function, Elementwise) or isinstance(other, OneNode | KnownNode):
-        raise UnsupportedError(
-            f"the joint moment of {_name(u)} and {_name(v)}",
-            where=v.where,
-            why="infnet has no rule for this pair yet",
-            remedy=MONTE_CARLO,
-        )
+        raise UNKNOWN_PAIR.at(v.where, one=_name(u), two=_name(v))
     activation = _checked(function)
     if request.ntk and function.scales & other.scales:
-        refuse_ntk(function.where, "a trained scale reaches a nonlinearity and a linear branch beside it")
+        raise NTK_OF_REUSED_SCALE.at(function.where)
     left = function is u
     pair = (function.operand, other) if left else (other, function.operand)
     argument = _Argument(function.operand, request.side[0 if left else 1])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from infnet.errors import MONTE_CARLO, UnsupportedError, Where
+from infnet.errors import Where
+from infnet.errors.programs import OUTPUT_NOT_RANDOM, OUTPUTS_OF_OTHER_WIDTHS
 from infnet.program import Feature, Output, OutputPair, Piece
 from infnet.reader import Reader
 from infnet.rules.rearrange import in_dim_order, split_index_axes
@@ -20,13 +21,7 @@ def read_outputs(reader: Reader, cross: bool) -> tuple[OutputPair, ...]:
 def _pair(one: Output, two: Output) -> OutputPair:
     widths = [sum(s.width for s in output.segments) for output in (one, two)]
     if one is not two and (widths[0] != widths[1] or one.averaged or two.averaged):
-        raise UnsupportedError(
-            "the covariance of two outputs whose channels do not correspond",
-            where=two.where,
-            why=f"it is taken channel by channel, and they have {widths[0]} and {widths[1]} channels, or positions "
-            "flattened together with them",
-            remedy=f"leave out `cross=True`, or return outputs of equal widths with their positions; or {MONTE_CARLO}",
-        )
+        raise OUTPUTS_OF_OTHER_WIDTHS.at(two.where, one=widths[0], two=widths[1])
     pieces = []
     for start, stop in cuts([one.segments, two.segments]):
         (left, first), (right, second) = segment_at(one.segments, start), segment_at(two.segments, start)
@@ -48,13 +43,7 @@ def read_output(reader: Reader, var: int) -> Output:
         UnsupportedError: the output is not a random function of the input.
     """
     if not isinstance(reader.values[var], Feature):
-        raise UnsupportedError(
-            "the output of the model is not a random function of its input",
-            where=reader.producer[var].where if var in reader.producer else Where(),
-            why="it depends on the input alone, on parameters alone, or on means over channels, which are no longer "
-            "random at infinite width",
-            remedy="return what comes after the first Dense or Conv layer, and sum channels with a Dense layer",
-        )
+        raise OUTPUT_NOT_RANDOM.at(reader.producer[var].where if var in reader.producer else Where())
     feature = in_dim_order(reader, reader.settled(var), var)
     sizes: list[int] = []
     averaged: list[int] = []

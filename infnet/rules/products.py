@@ -18,21 +18,22 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from infnet._jax import lax_primitives as lax_p
 from infnet.activations import recognise
-from infnet.errors import MONTE_CARLO, NonGaussianError, UnsupportedError
+from infnet.errors import UnsupportedError, Where
+from infnet.errors.functions import DEPENDENT_FACTORS, FUNCTION_OF_TWO_FEATURES, NO_CLOSED_FORM, UNLIKE_FACTORS
+from infnet.errors.parameters import NTK_OF_SCALE_IN_PRODUCT
 from infnet.layout import Layout, filled, spread_left, spread_right
-from infnet.nodes import Leaf, Node, Product, Term, meet, shifted
+from infnet.nodes import Elementwise, IndexLinear, Leaf, Node, Product, Sum, Term, meet, shifted
 from infnet.plan import Ask, AskMean, Moments, Request, Step, ask
 from infnet.program import Feature, Segment
 from infnet.reader import Reader
 from infnet.rules.sums import aligned, combine, common_template, cuts, index_sizes, segment_at, with_template
-from infnet.rules.trained_scales import refuse_ntk
 from infnet.trace import Equation
 
 
@@ -86,6 +87,33 @@ def read_maximum(reader: Reader, equation: Equation) -> None:
     combine(reader, equation, [(0.5, left), (0.5, right), (sign, size)])
 
 
+def read_quotient(reader: Reader, equation: Equation) -> None:
+    """A feature over a sum of exponentials of features, as a softmax has it: the moments of both are sampled."""
+    (left, right), where = equation.inputs, equation.where
+    inverse = reader.variable_like(right, equation)
+    feature = reader.settled(right)
+    if not reader.sampling or not all(_is_sum_of_exponentials(s.node) for s in feature.segments):
+        raise FUNCTION_OF_TWO_FEATURES.of(equation)
+    chain = jax.make_jaxpr(jnp.reciprocal)(jax.ShapeDtypeStruct((2,), jnp.float32))
+    unknown = NO_CLOSED_FORM.at(where, name="1 / x", why="it is infinite at zero")
+    assert isinstance(unknown, UnsupportedError)
+    segments = reader.replace_nodes(feature, lambda node: reader.elementwise(node, unknown, chain, where), inverse)
+    reader.values[inverse] = Feature(feature.dims, feature.channels, segments, inverse)
+    read_product(reader, replace(equation, inputs=(left, inverse)))
+
+
+def _is_sum_of_exponentials(node: Node) -> bool:
+    """Whether a node is positive, and its reciprocal has moments."""
+    while isinstance(node, IndexLinear | Sum):
+        if isinstance(node, IndexLinear):
+            node = node.operand
+        elif len(node.terms) == 1 and node.terms[0].coefficient == 1.0:
+            node = node.terms[0].node
+        else:
+            return False
+    return isinstance(node, Elementwise) and node.chain.jaxpr.eqns[-1].primitive is lax_p.exp_p
+
+
 # Moments
 
 
@@ -110,17 +138,15 @@ def product_step(request: Ask) -> Step:
     c, d = _factors(request.v, request.shift)
     present = [f for f in (a, b, c, d) if f is not None]
     if not all(f.node.uniform for f in present):
-        _refuse(request, UnsupportedError, "one of them has channels that are not alike")
+        raise UNLIKE_FACTORS.at(_where(request))
     if request.ntk and request.u.scales & request.v.scales:
-        refuse_ntk(request.u.where, "a trained scale multiplies a factor of a product")
+        raise NTK_OF_SCALE_IN_PRODUCT.at(request.u.where)
     for first, second in (((a, c), (b, d)), ((a, d), (b, c))):
         if not meet(_leaves(first), _leaves(second)):
             return _independent_step(request, first, second)
     if all(f.node.gaussian for f in present):
         return _gaussian_step(request, (a, b), (c, d))
-    return _refuse(
-        request, NonGaussianError, "they are not independent of each other, and not all of them are Gaussian"
-    )
+    raise DEPENDENT_FACTORS.at(_where(request))
 
 
 def _factors(node: Node, shift: int) -> tuple[Factor, MaybeFactor]:
@@ -132,15 +158,6 @@ def _factors(node: Node, shift: int) -> tuple[Factor, MaybeFactor]:
 
 def _leaves(factors: Sequence[MaybeFactor]) -> frozenset[Leaf]:
     return frozenset().union(*(f.leaves for f in factors if f is not None))
-
-
-def _refuse(request: Ask, kind: type[UnsupportedError], why: str) -> NoReturn:
-    raise kind(
-        "the moment of a product of features",
-        where=request.u.where if isinstance(request.u, Product) else request.v.where,
-        why=f"the factors have no joint law with a closed form: {why}, as in the gates of a GRU or LSTM",
-        remedy=f"multiply features of different weights, each with a Dense or Conv layer of its own; or {MONTE_CARLO}",
-    )
 
 
 class _Quantity(NamedTuple):
@@ -243,3 +260,8 @@ def mean_of_product(request: AskMean, node: Product) -> Step:
         return moments.s.reshape(node.sizes)
 
     return Step(request, "mean of a product", node.where, (need,), evaluate)
+
+
+def _where(request: Ask) -> Where:
+    """The product that is asked for."""
+    return request.u.where if isinstance(request.u, Product) else request.v.where

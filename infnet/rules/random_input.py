@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from infnet.errors import UnsupportedError
+from infnet.errors.programs import MEAN_OF_GIVEN_KERNEL
 from infnet.layout import Layout, restrict
 from infnet.nodes import InputFeature
 from infnet.plan import Ask, AskMean, Moments, Step, home
@@ -37,12 +37,7 @@ def mean_of_random_input(request: AskMean, node: InputFeature) -> Step:
         if node.zero_mean:
             return jnp.zeros(node.sizes, context.dtype)
         if mean is None:
-            raise UnsupportedError(
-                "the mean of an input that is given as a kernel",
-                where=node.where,
-                why="the mean enters (in a norm, a product, or beside known values), and this kernel comes without it",
-                remedy="compute the kernel of both models as one function",
-            )
+            raise MEAN_OF_GIVEN_KERNEL.at(node.where)
         return jnp.broadcast_to(mean, node.sizes).astype(context.dtype)
 
     return Step(request, "mean", node.where, (), evaluate)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import Any
 
 from infnet._jax import lax_primitives as lax_p
 from infnet._jax import tile_p
 from infnet.atoms import regroup
 from infnet.errors import Where
+from infnet.errors.features import AXES_MIXED_BY_RESHAPE, CHANNELS_PERMUTED
+from infnet.errors.parameters import PARAMETER_REPEATED
 from infnet.index_maps import Rearrange
 from infnet.nodes import Node, Param, Term
 from infnet.program import Atom, Feature, Segment
@@ -52,7 +54,7 @@ def read_reshape(reader: Reader, equation: Equation) -> None:
             assert isinstance(value, Feature)
             reader.values[out] = _reshape(reader, value, shape, var, out)
     except ValueError as error:
-        reader.refuse(equation, f"{error}", "the axes of the result mix parts of the axes of the operand")
+        raise AXES_MIXED_BY_RESHAPE.of(equation, how=error) from error
 
 
 def _reshape(reader: Reader, feature: Feature, shape: Sequence[int], var: int, out: int) -> Feature:
@@ -130,7 +132,7 @@ def read_tile(reader: Reader, equation: Equation) -> None:
     if not repeated:
         reader.values[out] = value
     elif isinstance(value, Param):
-        _refuse_repeated(reader, equation)
+        raise PARAMETER_REPEATED.of(equation)
     else:
         assert isinstance(value, Feature)
         _repeat(reader, equation, value.dims, repeated)
@@ -151,26 +153,13 @@ def _repeat(reader: Reader, equation: Equation, dims: Sequence[tuple[Atom, ...]]
     reader.values[out] = Feature(dims, feature.channels, reader.replace_nodes(feature, repeated, var), out)
 
 
-def _refuse_repeated(reader: Reader, equation: Equation) -> NoReturn:
-    reader.refuse(
-        equation,
-        "a parameter is repeated along a new axis",
-        "infnet follows a repeated parameter only where it is added with axes of size 1",
-        "add the parameter with axes of size 1 (`bias[None, :]`) and let the sum broadcast",
-    )
-
-
 def in_dim_order(reader: Reader, feature: Feature, var: int) -> Feature:
     """The same feature with its atoms numbered in the order of the array axes; axes of size 1 are dropped."""
     order = [a for dim in feature.dims for a in dim if feature.size(a) > 1]
     index = tuple(a.number for a in order if not a.is_channel)
     channel = [a.number for a in order if a.is_channel]
     if channel != sorted(channel):
-        reader.refuse(
-            reader.producer[var],
-            "the channel axes of a feature are in another order than they were made in",
-            "infnet has no rule yet for permuted channels",
-        )
+        raise CHANNELS_PERMUTED.of(reader.producer[var])
     if index == tuple(range(len(feature.sizes))) and len(channel) == len(feature.channels):
         return feature
     shape = tuple(feature.sizes[k] for k in index)

@@ -7,6 +7,8 @@ import string
 from collections.abc import Sequence
 
 from infnet._jax import lax_primitives as lax_p
+from infnet.errors.features import POSITIONS_TIMES_CHANNELS
+from infnet.errors.functions import PRODUCT_ACROSS_CHANNELS, PRODUCT_OF_UNLIKE_CHANNELS
 from infnet.nodes import SummedPart
 from infnet.program import Feature, Known, Noise
 from infnet.reader import Reader
@@ -32,11 +34,7 @@ def read_scores(reader: Reader, equation: Equation) -> None:
         read_by_heads(reader, equation, product)
         return
     if product.count == 1 or not product.channel_by_channel:
-        reader.refuse(
-            equation,
-            "two features are multiplied other than channel by channel",
-            "infnet has a rule for products of equal channels, and for their sums",
-        )
+        raise PRODUCT_ACROSS_CHANNELS.of(equation)
     letters = string.ascii_letters
     operands = ["".join(letters[place] for place in own) for own in product.places()]
     kept = [operands[number][a.number] for number, dim in product.dims for a in dim if not a.is_channel]
@@ -80,9 +78,7 @@ def _matched(reader: Reader, equation: Equation, features: Sequence[Feature], d:
     one, two = ([a for a in f.dims[k] if f.size(a) > 1] for f, k in zip(features, (d, e), strict=True))
     sizes = [[(a.is_channel, f.size(a)) for a in atoms] for f, atoms in zip(features, (one, two), strict=True)]
     if sizes[0] != sizes[1]:
-        reader.refuse(
-            equation, "positions of one feature are multiplied with channels of another", "infnet has no rule for this"
-        )
+        raise POSITIONS_TIMES_CHANNELS.of(equation)
     return list(zip(one, two, strict=True))
 
 
@@ -96,7 +92,7 @@ def _score_parts(
     for start, stop in cuts([u.segments, v.segments]):
         (one, first), (two, second) = segment_at(u.segments, start), segment_at(v.segments, start)
         if not (one.node.uniform and two.node.uniform):
-            reader.refuse(equation, "products of features whose channels are not alike", "infnet has no rule for this")
+            raise PRODUCT_OF_UNLIKE_CHANNELS.of(equation)
         shift = two.start + second - one.start - first
         parts.append(SummedPart(share * (stop - start), one.node, two.node, shift))
         largest = max(largest, magnitude(reader, one.node) * magnitude(reader, two.node))
@@ -151,11 +147,18 @@ def _takes_features(reader: Reader, equation: Equation) -> bool:
     if not zeros:
         return False
     others = [reader.values[v] for v in equation.inputs if v not in zeros]
+    if reader.sampling and _fluctuates(reader, equation, zeros):
+        return True
     if equation.primitive is lax_p.dot_general_p and not all(isinstance(k, Known) for k in others):
         return True
     if not is_elementwise(equation.source) or not all(isinstance(k, Known | Noise) for k in others):
         return False
+    fluctuates = _fluctuates(reader, equation, zeros)
+    return vanishes(reader, equation) and (fluctuates or any(isinstance(k, Noise) for k in others))
+
+
+def _fluctuates(reader: Reader, equation: Equation, zeros: Sequence[int]) -> bool:
+    """Whether an equation takes scores that have not been divided by their number, other than to scale them."""
     pending = [v for v in zeros if isinstance(k := reader.values[v], Known) and k.excess]
     scaled = len(pending) == 1 and excess_after(reader, equation, pending[0]) is not None
-    fluctuates = bool(pending) and not scaled
-    return vanishes(reader, equation) and (fluctuates or any(isinstance(k, Noise) for k in others))
+    return bool(pending) and not scaled

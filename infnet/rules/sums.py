@@ -9,7 +9,15 @@ from dataclasses import replace
 
 from infnet._jax import lax_primitives as lax_p
 from infnet.atoms import common_factors
-from infnet.errors import MONTE_CARLO
+from infnet.errors.features import (
+    ARRAY_ON_MIXED_AXIS,
+    CHANNEL_SPREAD_OVER_OTHERS,
+    PART_OF_UNLIKE_CHANNELS,
+    POSITIONS_MEET_CHANNELS,
+    SCALE_OF_UNLIKE_CHANNELS,
+    SUM_OVER_CHANNELS,
+)
+from infnet.errors.parameters import PARAMETER_SHARED_BY_CHANNELS, PARAMETER_TIMES_INPUT_ADDED
 from infnet.nodes import Field, KnownNode, Node, Param, ParamKey, ParamNode, Term
 from infnet.program import Atom, Feature, Known, ScaledParam, Segment
 from infnet.reader import Reader
@@ -30,18 +38,14 @@ def scaled(reader: Reader, equation: Equation, feature: int, known: int, power: 
     """Read the output of `equation` as a feature times a Known variable to this power."""
     (out,), value = equation.outputs, reader.values[known]
     if isinstance(value, Known) and value.excess and not value.squares:
-        reader.refuse_fluctuating(equation)
+        raise SUM_OVER_CHANNELS.of(equation)
     template = common_template(reader, equation, [feature])
     axes, segments = aligned(reader, equation, feature, template)
     pieces = []
     for piece, position in zip(segments, starts(segments), strict=True):
-        coefficient = _field(reader, known, template, (position, position + piece.width), power)
+        coefficient = _field(reader, equation, known, template, (position, position + piece.width), power)
         if coefficient.varies_along_channels and not piece.node.uniform:
-            reader.refuse(
-                equation,
-                "a scale that varies along channels, on a feature whose channels are not alike",
-                "the channels then differ in two ways that infnet would have to average together",
-            )
+            raise SCALE_OF_UNLIKE_CHANNELS.of(equation)
         term = Term(coefficient, piece.node, piece.start, axes)
         node = reader.sum([term], index_sizes(template), equation.where)
         pieces.append(Segment(node, 0, piece.width))
@@ -62,22 +66,13 @@ def combine(reader: Reader, equation: Equation, operands: Sequence[tuple[float, 
                 axes, segments = placed[var]
                 segment, offset = segment_at(segments, start)
                 if not segment.node.uniform and (offset, segment.width) != (0, stop - start):
-                    reader.refuse(
-                        equation,
-                        "a part of the channels of a feature whose channels are not alike",
-                        "an input was added to the feature, so each channel has a mean of its own",
-                    )
+                    raise PART_OF_UNLIKE_CHANNELS.of(equation)
                 terms.append(Term(coefficient, segment.node, segment.start + offset, axes))
             elif isinstance(reader.values[var], Known):
                 node = known_node(reader, equation, var, template, (start, stop))
                 terms.append(Term(coefficient, node, 0, tuple(range(len(node.sizes)))))
             elif isinstance(reader.values[var], ScaledParam):
-                reader.refuse(
-                    equation,
-                    "a parameter times an input is added to a feature",
-                    "infnet has no rule for a sum with products of data and parameters, element by element",
-                    "write it as a product of matrices, `x[:, None] @ w[None]`, or as a layer of its own",
-                )
+                raise PARAMETER_TIMES_INPUT_ADDED.of(equation)
             else:
                 node, axes = _param_node(reader, equation, var, template, (start, stop))
                 terms.append(Term(coefficient, node, 0, axes))
@@ -156,11 +151,7 @@ def _refine(reader: Reader, equation: Equation, one: list, two: list) -> list:
     sizes = common_factors([n for _, n in one], [n for _, n in two])
     if len(kinds) == 1 and sizes is not None:
         return [(kind, n) for kind in kinds for n in sizes]
-    return reader.refuse(
-        equation,
-        "two features whose axes do not match: positions of one meet channels of the other",
-        "channels become infinitely many and positions do not, so the two cannot be added",
-    )
+    raise POSITIONS_MEET_CHANNELS.of(equation)
 
 
 def aligned(
@@ -170,12 +161,7 @@ def aligned(
     feature = in_dim_order(reader, reader.settled(var), var)
     width = math.prod(n for factors in template for is_channel, n in factors if is_channel)
     if sum(s.width for s in feature.segments) != width:
-        reader.refuse(
-            equation,
-            f"a feature with one channel is spread over the {width} channels of another",
-            "all channels would share it, so they would not be independent at infinite width",
-            f"give both features the same number of channels; or {MONTE_CARLO}",
-        )
+        raise CHANNEL_SPREAD_OVER_OTHERS.of(equation, width=width)
     present = [d for d in range(len(template)) if any(feature.size(a) > 1 for a in feature.dims[d])]
     wanted = [n for d in present for is_channel, n in template[d] if not is_channel]
     feature = split_index_axes(reader, feature, tuple(wanted), var)
@@ -248,6 +234,7 @@ def _channel_dims(template: Template) -> list[int]:
 
 def _field(
     reader: Reader,
+    equation: Equation,
     var: int,
     template: Template,
     channels: tuple[int, int],
@@ -259,7 +246,7 @@ def _field(
     known = reader.values[var]
     assert isinstance(known, Known)
     if any(is_channel != factors[0][0] for factors in template for is_channel, _ in factors) and known.varies:
-        raise ValueError("an array axis that holds positions and channels at once")
+        raise ARRAY_ON_MIXED_AXIS.of(equation)
     return reader.field(var, dims, channel_dims, channels, power)
 
 
@@ -274,11 +261,8 @@ def known_node(
     """A Known array as a summand of a feature."""
     value = reader.values[var]
     if isinstance(value, Known) and value.excess:
-        reader.refuse_fluctuating(equation)
-    try:
-        field = _field(reader, var, template, channels, channel_dims=channel_dims)
-    except ValueError as error:
-        reader.refuse(equation, f"an array of inputs is added along {error}", "infnet has no rule for this yet")
+        raise SUM_OVER_CHANNELS.of(equation)
+    field = _field(reader, equation, var, template, channels, channel_dims=channel_dims)
     return reader.new(
         KnownNode,
         sizes=index_sizes(template),
@@ -309,12 +293,7 @@ def _param_node(
                 width *= n
     total = math.prod(n for factors in template for is_channel, n in factors if is_channel)
     if width != total:
-        reader.refuse(
-            equation,
-            "a parameter without a channel axis is added to a feature",
-            "all channels would share it: they would not be independent, and the NTK would not converge",
-            f"give the parameter a channel axis; or {MONTE_CARLO}",
-        )
+        raise PARAMETER_SHARED_BY_CHANNELS.of(equation)
     key = param.key
     if channels != (0, total):
         key = ParamKey(key.leaf, (*key.slices, (-1, *channels)))

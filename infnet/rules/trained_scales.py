@@ -23,12 +23,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from infnet.errors import MONTE_CARLO, UnsupportedError
+from infnet.errors import RefusalError
+from infnet.errors.parameters import (
+    NTK_OF_REUSED_SCALE,
+    NTK_OF_SCALE_BEHIND_NONLINEARITY,
+    NTK_OF_SCALE_NOT_PER_CHANNEL,
+    NTK_OF_SHARED_SCALE,
+    RANDOM_SCALE_REUSED,
+    SCALE_SHARED_BY_SOME_CHANNELS,
+)
 from infnet.layout import Layout, coincident, spread_left, spread_right
 from infnet.nodes import Elementwise, Param, ParamKey, Scaled, ScaleGradient, Term, shifted
 from infnet.plan import Ask, AskMean, Moments, Request, Step, ask
@@ -64,7 +72,7 @@ def _scaled(
     axes, width = _own_axes(template, param)
     total = math.prod(n for factors in template for is_channel, n in factors if is_channel)
     if width not in (1, total):
-        reader.refuse(equation, "a parameter that some channels share", "infnet has no rule for this yet")
+        raise SCALE_SHARED_BY_SOME_CHANNELS.of(equation)
     key = param.key
     if (position, position + piece.width) != (0, total) and width > 1:
         key = ParamKey(key.leaf, (*key.slices, (-1, position, position + piece.width)))
@@ -122,7 +130,7 @@ def scaled_step(request: Ask) -> Step:
         node, other, shift = v, u, request.shift + v.start
         need = ask(u, v.operand, shift, request.side, request.layout, request.ntk)
     if node.param.key in other.scales and (_is_random(node) or request.ntk):
-        _refuse_reuse(node)
+        raise _reused(node)
 
     def evaluate(context: Any, results: Sequence[Any]) -> Moments:
         mean = context.mean(node.param)
@@ -134,9 +142,9 @@ def scaled_step(request: Ask) -> Step:
 def _same_scale(request: Ask, u: Scaled, v: Scaled) -> Step:
     need = ask(u.operand, v.operand, v.start - u.start, request.side, request.layout, request.ntk)
     if request.ntk and u.shared:
-        refuse_ntk(u.where, "all channels share one trained scale")
+        raise NTK_OF_SHARED_SCALE.at(u.where)
     if u.param.key in u.operand.scales | v.operand.scales and (_is_random(u) or request.ntk):
-        _refuse_reuse(u)
+        raise _reused(u)
 
     def evaluate(context: Any, results: Sequence[Any]) -> Moments:
         s, t = results[0] or Moments(None)
@@ -164,33 +172,14 @@ def _is_random(node: Scaled) -> bool:
     return any(key == node.param.key for key, _ in node.leaves)
 
 
-def _refuse_reuse(node: Scaled) -> NoReturn:
-    what = "a trained scale is used twice, in different ways or with other layers between the two uses"
-    if _is_random(node):
-        raise UnsupportedError(
-            what,
-            where=node.where,
-            why="the scale is random, so the two features are dependent through it",
-            remedy=f"use a scale of its own each time, or let it start at a constant; or {MONTE_CARLO}",
-        )
-    refuse_ntk(node.where, what)
+def _reused(node: Scaled) -> RefusalError:
+    return (RANDOM_SCALE_REUSED if _is_random(node) else NTK_OF_REUSED_SCALE).at(node.where)
 
 
 def mean_of_scaled(request: AskMean, node: Scaled) -> Step:
     """mu times the mean of the operand."""
     need = AskMean(node.operand, request.side)
     return Step(request, "mean", node.where, (need,), lambda context, results: context.mean(node.param) * results[0])
-
-
-def refuse_ntk(where: Any, what: str) -> NoReturn:
-    """Refuse a tangent kernel; the NNGP alone may have a closed form."""
-    raise UnsupportedError(
-        f"the NTK of this model: {what}",
-        where=where,
-        why="the derivatives in that scale are random and dependent from channel to channel or layer to layer, and "
-        "infnet has no rule for them",
-        remedy=f'get="nngp" does not need them; or {MONTE_CARLO}',
-    )
 
 
 # Behind a nonlinearity
@@ -214,12 +203,12 @@ class ScaleShares:
         self._request, self._arguments = request, (u.operand, v.operand)
         wanted = request.ntk and bool(u.operand.scales & v.operand.scales)
         if wanted and (u.gradients is None or v.gradients is None):
-            refuse_ntk(u.where, "a trained scale reaches a nonlinearity other than by sums and maps of positions")
+            raise NTK_OF_SCALE_BEHIND_NONLINEARITY.at(u.where)
         pairs = [(g, h) for g in u.gradients or () for h in v.gradients or ()] if wanted else []
         self._pairs = [(g, h) for g, h in pairs if self._is_same(g, h)]
         for g, _ in self._pairs:
             if g.scale.axes or g.scale.shared:
-                refuse_ntk(g.scale.where, "before a nonlinearity, a trained scale that is not one number per channel")
+                raise NTK_OF_SCALE_NOT_PER_CHANNEL.at(g.scale.where)
 
     def _is_same(self, g: ScaleGradient, h: ScaleGradient) -> bool:
         return g.scale.param == h.scale.param and g.channel == h.channel + self._request.shift

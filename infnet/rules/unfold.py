@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from infnet.errors import MONTE_CARLO, UnsupportedError
+from infnet.errors.features import CHANNELS_AS_POSITIONS, DEPENDENT_CHANNELS_AS_POSITIONS
 from infnet.layout import Layout, coincident, filled, spread_left, spread_right
 from infnet.nodes import Unfolded
 from infnet.plan import Ask, AskMean, Moments, Step
@@ -31,13 +31,7 @@ def unfold(reader: Reader, equation: Equation, feature: Feature, atoms: Sequence
     (segment, *others), sizes = feature.segments, tuple(feature.channels[k] for k in unfolded)
     together = [k for k in unfolded if kept and kept[0] < k < kept[-1]]
     if not kept or together or others or not segment.node.uniform:
-        reader.refuse(
-            equation,
-            "channels of an earlier layer are used as positions",
-            "that needs a channel axis that stays, next to those that become positions, of one layer whose channels "
-            "are all alike (without inputs added or concatenated)",
-            f"put a Dense or Conv layer before the reshape, and keep channels in the result; or {MONTE_CARLO}",
-        )
+        raise CHANNELS_AS_POSITIONS.of(equation)
     node, count = segment.node, len(feature.sizes)
     new = reader.new(
         Unfolded,
@@ -115,9 +109,4 @@ def _check(request: Ask, u: Unfolded, v: Unfolded) -> None:
     reached = (range(-(n - 1), n) for n in sizes)
     distances = {first + sum(k * s for k, s in zip(ks, u.steps, strict=True)) for ks in itertools.product(*reached)}
     if not alike or unknown or {one - two for one, two in pairs} & (distances - {first}):
-        raise UnsupportedError(
-            "channels that depend on each other are used as positions",
-            where=max(u, v, key=lambda node: node.index).where,
-            why="infnet has a rule for positions that are made of independent channels, in one way",
-            remedy=f"put a Dense or Conv layer before the reshape; or {MONTE_CARLO}",
-        )
+        raise DEPENDENT_CHANNELS_AS_POSITIONS.at(max(u, v, key=lambda node: node.index).where)

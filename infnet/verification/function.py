@@ -11,10 +11,12 @@ import numpy as np
 
 from infnet.arguments import BY_PARAM, example_args, positive
 from infnet.errors import InputError
+from infnet.monte_carlo import Estimate
 from infnet.priors import infer_priors, path_name
 from infnet.verification.first_layer import FirstWeight, not_gaussian
 from infnet.verification.networks import KINDS, Functions, Networks
 from infnet.verification.report import Comparison, Verification
+from infnet.verification.structure import hidden_widths
 from infnet.verification.trend import detectable, fit, threshold
 
 PyTree = Any
@@ -156,7 +158,7 @@ def _sampled(
 def _check(kernel_fn: Any, multipliers: Any, n_samples: Any, level: Any) -> None:
     if not all(hasattr(kernel_fn, name) for name in ("computation", "weights", "with_model")):
         raise InputError(f"kernel_fn must be an infnet.KernelFn, as of stax kernel_fn.at(x), not {kernel_fn!r}")
-    if kernel_fn.batch_axis != 0:
+    if kernel_fn.model.inputs.batch_axis != 0:
         raise InputError("only models whose examples are on axis 0 of inputs and outputs are verified")
     numbers = list(multipliers) if isinstance(multipliers, Sequence) else []
     if not numbers or any(isinstance(m, bool) or not isinstance(m, int) or m < 1 for m in numbers):
@@ -173,7 +175,7 @@ def _check(kernel_fn: Any, multipliers: Any, n_samples: Any, level: Any) -> None
 
 def _picking(kernel_fn: Any, apply_fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
     def apply(params: PyTree, *inputs: PyTree) -> PyTree:
-        return kernel_fn.outputs_of(apply_fn(params, *inputs))
+        return kernel_fn.model.picked(apply_fn(params, *inputs))
 
     return apply
 
@@ -195,7 +197,7 @@ def check_wider(kernel_fn: Any, wider: Any, multiplier: int) -> None:
     Raises:
         InputError: a hidden width is not, or there is another number of them.
     """
-    narrow, wide = kernel_fn.hidden_widths, wider.hidden_widths
+    narrow, wide = hidden_widths(kernel_fn), hidden_widths(wider)
     if len(narrow) != len(wide):
         raise InputError(f"a wider model must have the same {len(narrow)} hidden layers, but it has {len(wide)}")
     for (width, module), (other, _) in zip(narrow, wide, strict=True):
@@ -211,6 +213,8 @@ def _compared(
     multipliers: Sequence[int], networks: Sequence[Networks], kernels: Sequence[PyTree], effect: float
 ) -> tuple[list[Comparison], bool]:
     """The comparison of every kernel of every output, and whether all is finite."""
+    own_errors = [jax.tree.leaves(_parts(tree, "standard_error", 0.0)) for tree in kernels]
+    kernels = [_parts(tree, "mean") for tree in kernels]
     # Half of the digits: what an NTK of near-duplicates keeps.
     rounding = max(float(jnp.finfo(a.dtype).eps) ** 0.5 for a in jax.tree.leaves((kernels, networks[0].moments)))
     kernels = [jax.tree.map(lambda a: np.asarray(a, np.float64), tree) for tree in kernels]
@@ -238,10 +242,24 @@ def _compared(
         variances = np.stack([_like(v, a, name) / s**2 for v, (a, s) in zip(variance, pairs, strict=True)])
         errors = np.sqrt(variances / np.reshape(counts, (-1, *[1] * kernel[0].ndim)))
         trend = fit(multipliers, counts, deviations, errors, variances)
+        # Those of kernels of several widths have the same points, so that they do not average out.
+        own = np.max([own_error[k] / s for own_error, s in zip(own_errors, scales, strict=True)], axis=0)
+        trend = trend._replace(standard_error=np.hypot(trend.standard_error, own))
         found.append(
             Comparison(name, deviations, errors, trend._replace(allowance=trend.allowance + effect + rounding))
         )
     return found, finite
+
+
+def _parts(kernels: PyTree, name: str, otherwise: float | None = None) -> PyTree:
+    """An attribute of kernels that are estimates (`on_unsupported="sample"`); others as they are, or a number."""
+
+    def part(kernel: Any) -> Any:
+        if isinstance(kernel, Estimate):
+            return getattr(kernel, name)
+        return kernel if otherwise is None else np.full(kernel.shape, otherwise)
+
+    return jax.tree.map(part, kernels, is_leaf=lambda kernel: isinstance(kernel, Estimate))
 
 
 def _name(path: tuple[Any, ...]) -> str:
@@ -278,7 +296,7 @@ def _like(sampled: np.ndarray, kernel: np.ndarray, name: str) -> np.ndarray:
 def _remarks(
     models: Sequence[Functions], non_gaussian: Sequence[FirstWeight], replaced: bool, allowance: float
 ) -> list[str]:
-    widths = models[0].kernel_fn.hidden_widths
+    widths = hidden_widths(models[0].kernel_fn)
     smallest = f"; the smallest hidden width is {min(widths)[0]}" if widths else ""
     remarks = []
     if len(models) == 1:

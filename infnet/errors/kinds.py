@@ -1,8 +1,12 @@
-"""Every refusal says what happened, where, why, and what to do instead."""
+"""The classes of errors. Every refusal says what happened, where, why, and what to do instead."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from infnet.errors.refusal import Refusal
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,20 @@ class InputError(InfnetError, ValueError):
     """An argument has the wrong shape, type, name or value."""
 
 
-class PriorError(InfnetError):
+class RefusalError(InfnetError):
+    """A model is refused: its kernel is not known.
+
+    Attributes:
+        what, where, why, remedy: the four parts of the message.
+        refusal: the entry of the catalogue that it was made from.
+    """
+
+    def __init__(self, what: str, *, where: Where, why: str, remedy: str, refusal: Refusal):
+        self.what, self.where, self.why, self.remedy, self.refusal = what, where, why, remedy, refusal
+        super().__init__(f"{what}\n  where:  {where}\n  why:    {why}\n  remedy: {remedy}")
+
+
+class PriorError(RefusalError):
     """The distribution of a parameter at initialisation could not be read off `init`."""
 
 
@@ -36,12 +53,8 @@ class StorageError(InfnetError, OSError):
     """A store on disk could not be written or read."""
 
 
-class UnsupportedError(InfnetError, NotImplementedError):
+class UnsupportedError(RefusalError, NotImplementedError):
     """The model contains an operation whose infinite-width kernel infnet does not know."""
-
-    def __init__(self, what: str, *, where: Where, why: str, remedy: str):
-        self.what, self.where, self.why, self.remedy = what, where, why, remedy
-        super().__init__(f"{what}\n  where:  {where}\n  why:    {why}\n  remedy: {remedy}")
 
 
 class NonGaussianError(UnsupportedError):
@@ -50,9 +63,3 @@ class NonGaussianError(UnsupportedError):
 
 class BatchAxisError(UnsupportedError):
     """An operation makes one example's output depend on other examples, or on the batch size."""
-
-
-MONTE_CARLO = (
-    "the kernel can still be estimated by sampling finite networks: average "
-    "J(x1) @ J(x2).T with J = jax.jacobian(apply) over several init keys"
-)

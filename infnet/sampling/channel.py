@@ -1,0 +1,232 @@
+"""One channel of a node as a function of Gaussian fields.
+
+From the node backwards: sums, products, nonlinearities and maps of positions are followed, each with the positions at
+which it is needed, until Gaussian fields are reached. These are the *slots* of the function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from infnet.activations.chains import obstacle
+from infnet.activations.pointwise import callable_of
+from infnet.errors import RefusalError, UnsupportedError
+from infnet.errors.functions import NOT_SAMPLED
+from infnet.nodes import Elementwise, Field, IndexLinear, Node, OneNode, ParamKey, Product, Scaled, Sum, Term, WindowMax
+
+Read = Callable[[Field], jax.Array]  # a Known variable as an array [*sizes, channels]
+
+
+class Values(NamedTuple):
+    """What a line of the function is computed from: Known variables, the slots, and the lines before.
+
+    Attributes:
+        read: Known variables.
+        slots: `[..., entries, width]`.
+        lines: `[..., entries, positions]` each.
+    """
+
+    read: Read
+    slots: jax.Array
+    lines: list[jax.Array]
+
+
+Line = Callable[[Values], jax.Array]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A Gaussian field at some positions: for entry m of a block at `positions[m]`, flat indices.
+
+    `channel`: of the field, relative to the channel of the function. The node of a trained scale stands for the scale.
+    """
+
+    node: Node
+    channel: int
+    positions: np.ndarray
+
+    @property
+    def scale(self) -> ParamKey | None:
+        """Which trained scale it is, if it is one: a constant, which is in the NTK."""
+        return self.node.param.key if isinstance(self.node, Scaled) else None
+
+    @property
+    def width(self) -> int:
+        """The number of positions for each entry."""
+        return self.positions.shape[1]
+
+
+class Channel:
+    """Channel `channel` of a node, at one position for each entry of a block.
+
+    Attributes:
+        entries: their number.
+        slots: what it is a function of.
+        fields: the Known variables that it reads.
+    """
+
+    def __init__(self, node: Node, channel: int, positions: np.ndarray, refusal: UnsupportedError):
+        """Follow the node back to Gaussian fields; what cannot be followed raises `refusal`.
+
+        Args:
+            node: whose channel it is.
+            channel: which, relative to that of the request.
+            positions: of each entry, flat indices `[entries]`.
+            refusal: why there is no closed form.
+        """
+        self.slots: list[Slot] = []
+        self.fields: dict[Field, None] = {}
+        self.entries = len(positions)
+        self._refusal = refusal
+        self._lines: list[Line] = []
+        self._numbers: dict[tuple[int, int, bytes], int] = {}
+        self._number(node, channel, positions[:, None])
+
+    @property
+    def width(self) -> int:
+        """The number of values that it is a function of."""
+        return sum(slot.width for slot in self.slots)
+
+    def __call__(self, read: Read, slots: jax.Array) -> jax.Array:
+        """Its values `[..., entries]`, from those of the slots, `[..., entries, width]`."""
+        values = Values(read, slots, [])
+        for line in self._lines:
+            values.lines.append(line(values))
+        return values.lines[-1][..., 0]
+
+    def _number(self, node: Node, channel: int, positions: np.ndarray) -> int:
+        """The number of the line that computes a node at `positions[entries, k]`."""
+        key = (node.index, channel, positions.tobytes())
+        if key not in self._numbers:
+            line = self._line(node, channel, positions)
+            self._numbers[key] = len(self._lines)
+            self._lines.append(line)
+        return self._numbers[key]
+
+    def _line(self, node: Node, channel: int, positions: np.ndarray) -> Line:
+        if isinstance(node, OneNode):
+            return lambda values: jnp.ones(positions.shape, values.slots.dtype)
+        if node.gaussian and not node.scales:
+            return self._slot(Slot(node, channel, positions))
+        if not node.uniform or type(node) not in FOLLOWED:
+            raise self._refused(node)
+        return FOLLOWED[type(node)](self, node, channel, positions)
+
+    def _refused(self, node: Node) -> RefusalError:
+        """The error for a node that is no function of single channels."""
+        first = self._refusal
+        return NOT_SAMPLED.at(first.where, what=first.what, why=first.why, node=type(node).__name__, place=node.where)
+
+    def _slot(self, slot: Slot) -> Line:
+        start = self.width
+        self.slots.append(slot)
+        return lambda values: values.slots[..., start : start + slot.width]
+
+    def _elementwise(self, node: Elementwise, channel: int, positions: np.ndarray) -> Line:
+        if obstacle(node.chain) is not None:
+            raise self._refused(node)
+        function, operand = callable_of(node.chain, custom_rules=True), self._number(node.operand, channel, positions)
+        return lambda values: function(values.lines[operand])
+
+    def _sum(self, node: Sum, channel: int, positions: np.ndarray) -> Line:
+        factors = [self._coefficient(node, term, positions) for term in node.terms]
+        terms = [self._number(t.node, channel + t.start, _of_term(node, t, positions)) for t in node.terms]
+
+        def line(values: Values) -> jax.Array:
+            parts = (factor(values.read) * values.lines[term] for factor, term in zip(factors, terms, strict=True))
+            return sum(parts, jnp.zeros((), values.slots.dtype))
+
+        return line
+
+    def _coefficient(self, node: Sum, term: Term, positions: np.ndarray) -> Callable[[Read], jax.Array | float]:
+        coefficient = term.coefficient
+        if not isinstance(coefficient, Field):
+            return lambda read: coefficient
+        self.fields[coefficient] = None
+
+        def read_at(read: Read) -> jax.Array:
+            found = read(coefficient).mean(-1)
+            found = found.reshape((*found.shape, *(1,) * (len(node.sizes) - found.ndim)))
+            return jnp.broadcast_to(found, node.sizes).reshape(-1)[positions]
+
+        return read_at
+
+    def _product(self, node: Product, channel: int, positions: np.ndarray) -> Line:
+        one, two = (self._number(n, channel + c, positions) for n, c in zip(node.factors, node.starts, strict=True))
+        return lambda values: values.lines[one] * values.lines[two]
+
+    def _scaled(self, node: Scaled, channel: int, positions: np.ndarray) -> Line:
+        if node.axes or node.shared or any(key == node.param.key for key, _ in node.leaves):
+            raise self._refused(node)
+        operand = self._number(node.operand, channel + node.start, positions)
+        scale = self._slot(Slot(node, channel, np.zeros((len(positions), 1), int)))
+        return lambda values: scale(values) * values.lines[operand]
+
+    def _index_linear(self, node: IndexLinear, channel: int, positions: np.ndarray) -> Line:
+        taps, weights = _rows(node, positions)
+        operand = self._number(node.operand, channel, taps.reshape(len(taps), -1))
+        return lambda values: (_of_taps(values.lines[operand], taps) * weights.astype(values.slots.dtype)).sum(-1)
+
+    def _window_max(self, node: WindowMax, channel: int, positions: np.ndarray) -> Line:
+        taps, inside = _windows(node, positions)
+        operand = self._number(node.operand, channel, taps.reshape(len(taps), -1))
+        return lambda values: jnp.where(inside, _of_taps(values.lines[operand], taps), -jnp.inf).max(-1)
+
+
+FOLLOWED: dict[type[Node], Callable[..., Line]] = {
+    Elementwise: Channel._elementwise,
+    Sum: Channel._sum,
+    Product: Channel._product,
+    Scaled: Channel._scaled,
+    IndexLinear: Channel._index_linear,
+    WindowMax: Channel._window_max,
+}
+
+
+def _of_taps(found: jax.Array, taps: np.ndarray) -> jax.Array:
+    """Values at `taps.reshape(entries, -1)` on the axes of the taps."""
+    return found.reshape((*found.shape[:-1], *taps.shape[1:]))
+
+
+def coordinates(positions: np.ndarray, sizes: tuple[int, ...]) -> list[np.ndarray]:
+    """Flat indices as one array for each axis."""
+    return list(np.unravel_index(positions, sizes)) if sizes else []
+
+
+def _of_term(node: Sum, term: Term, positions: np.ndarray) -> np.ndarray:
+    """The positions of a term at positions of the sum."""
+    own = coordinates(positions, node.sizes)
+    found = np.zeros_like(positions)
+    for axis, size in zip(term.axes, term.node.sizes, strict=True):
+        found = found * size + (own[axis] if size > 1 else 0)
+    return found
+
+
+def _rows(node: IndexLinear, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The positions of the operand that a map reads, and their weights: `[entries, k, taps]`, some of weight 0."""
+    n = int(np.prod(node.operand.sizes))
+    with jax.ensure_compile_time_eval():
+        every = node.map.side(jnp.eye(n).reshape((*node.operand.sizes, n)))
+    rows = np.asarray(every).reshape(-1, n)[positions]
+    taps = max(int((rows != 0).sum(-1).max(initial=0)), 1)
+    found = np.argsort(rows == 0, axis=-1, kind="stable")[..., :taps]
+    return found, np.take_along_axis(rows, found, -1)
+
+
+def _windows(node: WindowMax, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The positions of each window, and which of them exist: `[entries, k, taps]`."""
+    sizes = node.operand.sizes
+    found, inside = np.zeros((*positions.shape, 1), int), np.ones((*positions.shape, 1), bool)
+    for window, size, place in zip(node.windows, sizes, coordinates(positions, node.sizes), strict=True):
+        taps = window.stride * place[..., None] - window.low + window.dilation * np.arange(window.size)
+        exists = (taps >= 0) & (taps < size)
+        taps = np.clip(taps, 0, size - 1)
+        found = (found[..., :, None] * size + taps[..., None, :]).reshape((*positions.shape, -1))
+        inside = (inside[..., :, None] & exists[..., None, :]).reshape((*positions.shape, -1))
+    return found, inside
