@@ -14,7 +14,7 @@ from scipy import stats
 
 import infnet
 from infnet.errors import InputError
-from infnet.verification import trend
+from infnet.verification import function, trend
 from infnet.verification.first_layer import not_gaussian
 from infnet.verification.networks import Functions
 from infnet.verification.structure import last_leaves
@@ -87,6 +87,19 @@ def test_entries_without_noise_are_compared_exactly():
     wrong = trend.fit(MULTIPLIERS, COUNTS, zeros + np.array([0, 0.1]), zeros, zeros)
     assert wrong.z_scores[0] == 0
     assert wrong.z_scores[1] > 1e6
+
+
+def test_deviations_are_relative_to_the_diagonal():
+    """Of each kernel; where that is zero, of what there is: of shares of zero, the NTK."""
+    rng = np.random.RandomState(0)
+    root = rng.standard_normal((2, 3, 7))  # examples, positions
+    kernel = np.einsum("ihc,jkc->ijhk", root, root)
+    size = np.linalg.norm(root, axis=-1)
+    expected = size[:, None, :, None] * size[None, :, None, :]
+    np.testing.assert_allclose(function._scale(kernel, kernel), expected)
+    np.testing.assert_allclose(function._scale(1e-3 * kernel, kernel), 1e-3 * expected)
+    np.testing.assert_allclose(function._scale(0 * kernel, kernel), expected)
+    np.testing.assert_allclose(function._scale(0 * kernel, 0 * kernel), 1)
 
 
 # Models.

@@ -225,6 +225,7 @@ def _compared(
         raise InputError(f"the kernels are {trees[0]}, but those of random networks {trees[1]}: leave out cross=True")
     found, finite = [], True
     with_paths, _ = jax.tree_util.tree_flatten_with_path(kernels[0])
+    whole = {_output(path): k for k, (path, _) in enumerate(with_paths) if _kind(path) == "ntk"}
     for k, (path, _) in enumerate(with_paths):
         kernel, mean, variance = (
             [jax.tree.leaves(tree)[k] for tree in trees]
@@ -236,7 +237,9 @@ def _compared(
         name = _name(path)
         if not any(np.any(a) for a in (*kernel, *mean)):
             continue  # of a parameter that is not trained
-        scales = [_scale(a) for a in kernel]
+        # A share is one of the NTK, and other kernels are whole themselves.
+        place = whole[_output(path)] if _kind(path) == BY_PARAM else k
+        scales = [_scale(a, jax.tree.leaves(tree)[place]) for a, tree in zip(kernel, kernels, strict=True)]
         pairs = list(zip(kernel, scales, strict=True))
         deviations = np.stack([(_like(m, a, name) - a) / s for m, (a, s) in zip(mean, pairs, strict=True)])
         variances = np.stack([_like(v, a, name) / s**2 for v, (a, s) in zip(variance, pairs, strict=True)])
@@ -262,20 +265,40 @@ def _parts(kernels: PyTree, name: str, otherwise: float | None = None) -> PyTree
     return jax.tree.map(part, kernels, is_leaf=lambda kernel: isinstance(kernel, Estimate))
 
 
+def _place(path: tuple[Any, ...]) -> int:
+    """Where in the path of an array the kind of kernel stands, after the path of the output."""
+    return next(k for k, part in enumerate(path) if getattr(part, "name", None) in KINDS)
+
+
+def _kind(path: tuple[Any, ...]) -> str:
+    return str(path[_place(path)].name)
+
+
+def _output(path: tuple[Any, ...]) -> str:
+    return path_name(path[: _place(path)])
+
+
 def _name(path: tuple[Any, ...]) -> str:
     """`ntk` or `ntk share of Dense_0/kernel`; and of one of several outputs, `ntk, logits`."""
-    place = next(k for k, part in enumerate(path) if getattr(part, "name", None) in KINDS)
-    kind, output, param = path[place].name, path_name(path[:place]), path_name(path[place + 1 :])
+    kind, output, param = _kind(path), _output(path), path_name(path[_place(path) + 1 :])
     name = f"ntk share of {param}" if kind == BY_PARAM else kind
     return f"{name}, {output}" if output else name
 
 
-def _scale(kernel: np.ndarray) -> np.ndarray:
-    """Of each entry of a kernel `(n, n, h, h', ...)`, the root of the product of the two diagonal entries."""
+def _scale(kernel: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Of each entry of a kernel `(n, n, h, h', ...)`, the root of the product of the two diagonal entries.
+
+    Args:
+        kernel: the kernel, or the share of a parameter in it.
+        whole: the kernel. Shares of zero are relative to it: those of queries and keys, say, whose scores are constants
+            in the limit, are of the order of 1 / width of it in networks.
+    """
     positions = (kernel.ndim - 2) // 2
     letters = "abcdefgh"[: positions + 1]
-    diagonal = np.einsum("".join(c + c for c in letters) + "->" + letters, kernel)
-    largest = np.abs(diagonal).max(initial=0)
+    diagonal, of_whole = (np.einsum("".join(c + c for c in letters) + "->" + letters, a) for a in (kernel, whole))
+    largest, largest_of_whole = (np.abs(a).max(initial=0) for a in (diagonal, of_whole))
+    if largest <= 1e-6 * largest_of_whole:
+        diagonal, largest = of_whole, largest_of_whole
     # Where there is nothing to compare with, as for an input of zeros, deviations are relative to what there is.
     root = np.sqrt(np.where(diagonal > 1e-6 * largest, diagonal, largest or 1.0))
     rows, columns = (np.expand_dims(root, tuple(2 * k + other for k in range(positions + 1))) for other in (1, 0))
