@@ -12,6 +12,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,26 +40,23 @@ HEAD = (
     "seconds",
     "verdict",
 )
-# In units of the narrow networks that the tests have: where 1 / width is not small, more has to be allowed for.
-WIDER = 2
 
 
-def of_architecture(case: architectures.Case) -> tuple[Any, Any, int]:
+def of_architecture(case: architectures.Case, wider: int) -> tuple[Any, Any, int]:
     """A module, examples, and its width."""
-    width = WIDER * case.width
-    return case.module(width), case.examples()[0], width
+    return case.module(case.width * wider), case.examples()[0], case.width * wider
 
 
-def of_zoo(case: zoo.Case) -> tuple[Any, Any, int]:
+def of_zoo(case: zoo.Case, wider: int) -> tuple[Any, Any, int]:
     """Likewise; examples are correlated, so that kernels are not near zero."""
-    module = case.make(WIDER, dtype=jnp.float32)
-    return module, architectures.normal(*case.shape)(np.random.RandomState(1)), WIDER * case.width
+    module = case.make(wider, dtype=jnp.float32)
+    return module, architectures.normal(*case.shape)(np.random.RandomState(1)), case.width * wider
 
 
-def models() -> dict[str, Callable[[], tuple[Any, Any, int]]]:
-    """How each model is made, by its name."""
-    found = {name: (lambda case=case: of_architecture(case)) for name, case in architectures.CASES.items()}
-    return found | {case.name: (lambda case=case: of_zoo(case)) for case in zoo.CASES}
+def models() -> dict[str, Callable[[int], tuple[Any, Any, int]]]:
+    """How each model is made, by its name, of so many times the width that the tests have."""
+    found = {name: partial(of_architecture, case) for name, case in architectures.CASES.items()}
+    return found | {case.name: partial(of_zoo, case) for case in zoo.CASES}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", help="of the models; all by default")
     parser.add_argument("--resolution", type=float, default=0.05, help="the deviation that is to be found")
     parser.add_argument("--n-samples", type=int, default=10_000, help="networks of the smallest width, at most")
+    parser.add_argument("--multipliers", type=int, nargs="+", default=(1, 2, 4), help="of the width")
+    parser.add_argument("--wider", type=int, default=1, help="how many times as wide as in the tests models are")
     parser.add_argument("--pictures", type=Path, help="a folder for a picture of each")
     options = parser.parse_args(argv)
     known, failed = models(), 0
@@ -75,10 +75,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unknown models {sorted(unknown)}; known are {sorted(known)}")
     print("| " + " | ".join(HEAD) + " |\n" + "|---" * len(HEAD) + "|")
     for name in options.names or known:
-        module, x, width = known[name]()
+        module, x, width = known[name](options.wider)
         start = time.perf_counter()
         report = infnet_flax.verify(
-            module, x, jax.random.key(0), resolution=options.resolution, n_samples=options.n_samples
+            module,
+            x,
+            jax.random.key(0),
+            multipliers=tuple(options.multipliers),
+            resolution=options.resolution,
+            n_samples=options.n_samples,
         )
         deviations = [f"{100 * np.abs(one.trend.intercept).max():.1f}" for one in report.shown]
         largest = max(np.abs(z).max() for z in report.z_scores.values())

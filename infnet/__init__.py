@@ -35,6 +35,7 @@ from infnet.random_features import random_features as random_features
 from infnet.remembered import remembered as remembered
 from infnet.remembered import remembered_kernel as remembered_kernel
 from infnet.remembered import remembered_kernel_fn as remembered_kernel_fn
+from infnet.remembered import remembered_monte_carlo_kernel as remembered_monte_carlo_kernel
 from infnet.sampling.points import Sampling as Sampling
 from infnet.storage import Status as Status
 from infnet.storage import StoredArray as StoredArray
@@ -42,3 +43,4 @@ from infnet.storage import compute as compute
 from infnet.storage import status as status
 from infnet.verification import Verification as Verification
 from infnet.verification import verify as verify
+from infnet.verification import verify_model as verify_model

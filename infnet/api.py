@@ -30,12 +30,10 @@ from infnet.computation import Computation
 from infnet.context import Weights
 from infnet.errors import InputError
 from infnet.execute import Given
-from infnet.explain import Subject, explain, found_from, width_of
+from infnet.explain import Subject, explain, found_from
 from infnet.explanation import Explanation
 from infnet.kernel import Kernel
 from infnet.model import Model
-from infnet.plan import Ask
-from infnet.priors import check_readable
 from infnet.running import Options, OwnTask, Runner, Task
 from infnet.sampling.points import Sampling
 from infnet.sampling.replicates import without_errors
@@ -100,16 +98,14 @@ def kernel_fn(
     one_of("precision", precision, ("default", "highest"))
     if not isinstance(on_unsupported, Sampling):
         one_of("on_unsupported", on_unsupported, ("raise", "sample"))
-    check_readable(priors)
     model = Model(apply_fn, priors, Inputs(example_inputs, batch_axis), output, cross)
     rates = learning_rates(model.paths, model.tree, trainable, lr_scale)
-    weights = Weights([p.mean for p in model.priors], [p.std for p in model.priors], rates)
     most = None if q_max is None else positive("q_max", q_max)
     sampling = (
         {"raise": None, "sample": Sampling()}.get(on_unsupported) if isinstance(on_unsupported, str) else on_unsupported
     )
     options = Options(parameterization, precision, positive("tol", tol), most, sampling)
-    return KernelFn(model, weights, options)
+    return KernelFn(model, model.weights(rates), options)
 
 
 # Bytes of kernels for which there is always memory; and how many times that of others is needed, with all in between.
@@ -121,7 +117,7 @@ class KernelFn:
 
     def __init__(self, model: Model, weights: Weights, options: Options):
         self.parameterization = options.parameterization
-        self._model = model
+        self._model = self.model = model
         self._weights = weights
         self._options = options
         self._runner = Runner(model, options)
@@ -361,14 +357,6 @@ class KernelFn:
         return found
 
     @property
-    def hidden_widths(self) -> list[tuple[int, str]]:
-        """What is sent to infinity, in the order of the model: numbers of channels or heads, and their modules."""
-        plan = self.computation.plan(("ntk",), (1, 2))
-        nodes = {step.request.u.index: step.request.u for step in plan.steps if isinstance(step.request, Ask)}
-        widths = [(width_of(node), node.where.module) for node in nodes.values()]
-        return [(width, module) for width, module in widths if width is not None]
-
-    @property
     def law(self) -> PyTree:
         """What is known of the law of the output besides its kernels, as `Kernel.law`."""
         program = self._runner.computation(self._model.inputs.kind).program
@@ -412,25 +400,13 @@ class KernelFn:
         return kernel
 
     def with_model(self, apply_fn: Callable[..., PyTree], priors: PyTree) -> KernelFn:
-        """The kernel function of another model with the same inputs, options and learning rates: of another width, say.
-
-        Args:
-            apply_fn, priors: as of `kernel_fn`; the parameters have the same structure.
+        """That of another model with the same inputs, names of parameters, options and learning rates.
 
         Raises:
-            InputError: they do not; also the errors of `kernel_fn`.
+            InputError: the parameters have another structure; also the errors of `kernel_fn`.
         """
-        check_readable(priors)
         model = self._model.of(apply_fn, priors)
-        trees: list[Any] = [model.tree, self._model.tree]
-        if trees[0] != trees[1]:
-            raise InputError(f"the other model has the parameters {trees[0]}, not {trees[1]}")
-        means, stds = [p.mean for p in model.priors], [p.std for p in model.priors]
-        return KernelFn(model, replace(self._weights, mean=means, std=stds), self._options)
-
-    def outputs_of(self, result: PyTree) -> PyTree:
-        """What of a result of the model this is the kernel function of (`output=`)."""
-        return self._model.picked(result)
+        return KernelFn(model, model.weights(list(self._weights.learning_rate)), self._options)
 
     def __deepcopy__(self, memo: Any) -> KernelFn:
         """Itself, as of any function: scikit-learn copies the arguments of its estimators."""

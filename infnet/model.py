@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from infnet.arguments import InputKind, Inputs
+from infnet.context import Weights
 from infnet.errors import InputError
 from infnet.errors.programs import DRAWS_OF_DEFAULT_DTYPE
 from infnet.flatten import trace_at_batch_sizes
 from infnet.independence import bodies, one_example
-from infnet.priors import Prior, Unreadable, path_name
+from infnet.priors import Prior, Unreadable, check_readable, path_name
 from infnet.program import Program
 from infnet.rules import read
 from infnet.trace import Equation, Trace, needed_equations
@@ -34,6 +35,7 @@ class Model:
     """
 
     def __init__(self, apply_fn: Callable[..., PyTree], priors: PyTree, inputs: Inputs, output: Any, cross: bool):
+        check_readable(priors)
         self.inputs = inputs
         self.cross = cross
         self.output_tree: Any = None
@@ -50,8 +52,21 @@ class Model:
                 )
 
     def of(self, apply_fn: Callable[..., PyTree], priors: PyTree) -> Model:
-        """Another model for the same inputs, of which the same is computed."""
-        return Model(apply_fn, priors, self.inputs, self._output, self.cross)
+        """Another model for the same inputs, of which the same is computed.
+
+        Raises:
+            InputError: its parameters have another structure.
+            PriorError: the law of one is not known.
+        """
+        other = Model(apply_fn, priors, self.inputs, self._output, self.cross)
+        trees: list[Any] = [self.tree, other.tree]
+        if trees[0] != trees[1]:
+            raise InputError(f"the other model has the parameters {trees[1]}, not {trees[0]}")
+        return other
+
+    def weights(self, rates: Sequence[Any]) -> Weights:
+        """The laws of the parameters, with their relative learning rates."""
+        return Weights([p.mean for p in self.priors], [p.std for p in self.priors], rates)
 
     def picked(self, result: PyTree) -> PyTree:
         """The outputs of which there are kernels, of what the model returns."""

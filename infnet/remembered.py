@@ -52,6 +52,32 @@ def remembered_kernel(
     return remembered_kernel_fn(make, model, x1, others)(x1, x2, get, **tile_options)
 
 
+def remembered_monte_carlo_kernel(
+    make: Callable[..., Any],
+    model: Any,
+    key: jax.Array,
+    x1: PyTree,
+    x2: PyTree,
+    n_samples: Any,
+    get: Any,
+    options: Mapping[str, Any],
+) -> Any:
+    """The mean kernels of random networks of a model, by a function that is remembered.
+
+    Args:
+        make: `(model, example, **options) -> MonteCarloKernelFn`, of any key and number of networks.
+        model: what it takes.
+        key, x1, x2, get: as of `infnet.monte_carlo_kernel_fn`.
+        n_samples: likewise; None is 100, unless there is a target error.
+        options: of `make`; and `target_error` and `progress` of `infnet.monte_carlo_kernel_fn`.
+    """
+    of_samples = {name: value for name, value in options.items() if name in ("target_error", "progress")}
+    others = {name: value for name, value in options.items() if name not in of_samples}
+    if n_samples is None and of_samples.get("target_error") is None:
+        n_samples = 100
+    return remembered_kernel_fn(make, model, x1, others).with_samples(key, n_samples, **of_samples)(x1, x2, get)
+
+
 def remembered(make: Callable[..., T], *args: Any, **options: Any) -> T:
     """`make(*args, **options)`, or what it returned for such arguments before.
 

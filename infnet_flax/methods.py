@@ -96,9 +96,6 @@ class Methods:
         x2: PyTree = None,
         n_samples: Any = None,
         get: Any = None,
-        *,
-        target_error: float | None = None,
-        progress: bool = False,
         **options: Any,
     ) -> Any:
         """The kernels of this finite network, on average over initialisations, with standard errors.
@@ -107,17 +104,13 @@ class Methods:
             key: of the random numbers.
             x1, x2, get: as of `kernel`.
             n_samples: how many initialisations, 100 by default; a sequence of numbers for running estimates.
-            target_error, progress: as of `infnet.monte_carlo_kernel_fn`.
             **options: `variables`, `method`, `init_kwargs` and `call_kwargs` of `infnet_flax.kernel_fn`, and
-                options of `infnet.monte_carlo_kernel_fn` (`trainable`, `batch_size`, `device_count`, ...).
+                options of `infnet.monte_carlo_kernel_fn` (`target_error`, `progress`, `trainable`, `batch_size`, ...).
 
         Raises:
             infnet.errors.InputError: as `infnet.monte_carlo_kernel_fn`.
         """
-        if n_samples is None and target_error is None:
-            n_samples = 100
-        kernel_fn = infnet.remembered_kernel_fn(_monte_carlo_kernel_fn, self, x1, options)
-        return kernel_fn.with_samples(key, n_samples, target_error=target_error, progress=progress)(x1, x2, get)
+        return infnet.remembered_monte_carlo_kernel(_monte_carlo_kernel_fn, self, key, x1, x2, n_samples, get, options)
 
     def verify(self: Any, x: PyTree, key: jax.Array, **options: Any) -> infnet.Verification:
         """Compare the kernel of this model with those of random networks of it, at growing widths.

@@ -139,9 +139,6 @@ def monte_carlo_kernel(
     x2: PyTree = None,
     n_samples: Any = None,
     get: Any = None,
-    *,
-    target_error: float | None = None,
-    progress: bool = False,
     **options: Any,
 ) -> Any:
     """The kernels of finite networks, on average over initialisations, with standard errors.
@@ -153,17 +150,13 @@ def monte_carlo_kernel(
         x1, x2: inputs `(n1, ...)`, `(n2, ...)`; tuples of inputs if the method takes several; None for x1 itself.
         n_samples: how many initialisations, 100 by default; a sequence of numbers for running estimates.
         get: "nngp", "ntk", or a tuple of them; None for both.
-        target_error, progress: as of `infnet.monte_carlo_kernel_fn`.
         **options: `variables`, `method` and `call_kwargs` of `kernel_fn`, and options of
-            `infnet.monte_carlo_kernel_fn` (`trainable`, `batch_size`, `device_count`, ...).
+            `infnet.monte_carlo_kernel_fn` (`target_error`, `progress`, `trainable`, `batch_size`, ...).
 
     Raises:
         infnet.errors.InputError: as `infnet.monte_carlo_kernel_fn`; or `module` is not a function that makes one.
     """
-    if n_samples is None and target_error is None:
-        n_samples = 100
-    kernel_fn = infnet.remembered_kernel_fn(_monte_carlo_kernel_fn, module, x1, options)
-    return kernel_fn.with_samples(key, n_samples, target_error=target_error, progress=progress)(x1, x2, get)
+    return infnet.remembered_monte_carlo_kernel(_monte_carlo_kernel_fn, module, key, x1, x2, n_samples, get, options)
 
 
 def _monte_carlo_kernel_fn(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,24 +11,14 @@ import jax
 import infnet
 import infnet_flax.kernel
 import infnet_flax.widening
-from infnet.errors import InputError
 from infnet_flax import nnx as of_nnx
 
 PyTree = Any
-# What `infnet.verify` takes; everything else is for `kernel_fn`.
-OPTIONS = ("resolution", "n_samples", "level", "gaussian_first_layer", "progress")
-OF_FUNCTIONS = ("variables", "method", "init_kwargs", "call_kwargs")
-Triple = tuple[Callable[..., PyTree], Callable[..., PyTree], infnet.KernelFn]
+OF_CALLS = ("method", "init_kwargs", "call_kwargs")
 
 
 def verify(
-    module: Any,
-    x: PyTree,
-    key: jax.Array,
-    *,
-    widen: Callable[[int], Any] | None = None,
-    multipliers: Sequence[int] = (1, 2, 4),
-    **options: Any,
+    module: Any, x: PyTree, key: jax.Array, *, widen: Callable[[int], Any] | None = None, **options: Any
 ) -> infnet.Verification:
     """Compare the kernel of a Flax model with the mean kernels of random networks of it, at growing widths.
 
@@ -38,56 +29,23 @@ def verify(
         widen: `multiplier -> module`: the model with all hidden widths multiplied. By default that is
             `infnet_flax.widen` for linen modules whose widths are fields; others are compared at their own width,
             and the report says so.
-        multipliers: of the width.
-        **options: of `infnet.verify` (`resolution`, `n_samples`, `level`, `gaussian_first_layer`, `progress`) and of
-            `infnet_flax.kernel_fn` (`variables`, `call_kwargs`, `parameterization`, `trainable`, `output`, ...).
+        **options: of `infnet.verify` (`multipliers`, `resolution`, `n_samples`, `level`, `gaussian_first_layer`,
+            `progress`) and of `infnet_flax.kernel_fn` (`variables`, `call_kwargs`, `trainable`, `output`, ...).
 
     Raises:
         infnet.errors.InfnetError: as `infnet_flax.kernel_fn` and `infnet.verify`.
     """
-    own = {name: options.pop(name) for name in OPTIONS if name in options}
-
-    def at_width(model: Any) -> Triple:
-        return _functions(model, x, options)
-
-    init, apply, kernel_fn = at_width(module)
-    remarks = []
-    if widen is None and not of_nnx.makes_nnx(module):
-        settings = {name: options[name] for name in OF_FUNCTIONS[1:] if name in options}
-        try:
-            wider = _Widened(module, x, settings)
-            _check_all(kernel_fn, at_width(wider(2))[2])
-            widen = wider
-        except InputError as error:
-            remarks.append(f"not at growing widths: {error}")
-    made = None if widen is None else lambda multiplier: at_width(widen(multiplier))
-    return infnet.verify(kernel_fn, init, apply, x, key, widen=made, multipliers=multipliers, remarks=remarks, **own)
+    settings = {name: options[name] for name in OF_CALLS if name in options}
+    guess = None if of_nnx.makes_nnx(module) else partial(infnet_flax.widening.widen, module, example_x=x, **settings)
+    return infnet.verify_model(_functions, module, x, key, widen, options, guess)
 
 
-class _Widened:
-    """A linen module, as a function of the multiplier."""
-
-    def __init__(self, module: Any, x: PyTree, settings: Mapping[str, Any]):
-        self._module, self._x, self._settings = module, x, settings
-
-    def __call__(self, multiplier: int) -> Any:
-        return infnet_flax.widening.widen(self._module, multiplier, self._x, **self._settings)
-
-
-def _functions(module: Any, x: PyTree, options: Mapping[str, Any]) -> Triple:
-    given = {name: options[name] for name in OF_FUNCTIONS if name in options}
+def _functions(module: Any, x: PyTree, **options: Any) -> tuple[Any, Any, infnet.KernelFn]:
+    given = {name: options[name] for name in ("variables", *OF_CALLS) if name in options}
+    kernel_fn = partial(infnet_flax.kernel.kernel_fn, module, x, **options)
     if of_nnx.makes_nnx(module):
+        given.pop("init_kwargs", None)  # which `kernel_fn` refuses
         init, apply = of_nnx.functions(module, **given)
     else:
         init, apply, _ = infnet_flax.kernel.functions(module, x, **given)
-    return init, apply, infnet_flax.kernel.kernel_fn(module, x, **options)
-
-
-def _check_all(kernel_fn: infnet.KernelFn, wider: infnet.KernelFn) -> None:
-    """Raise if a hidden width is not a field of the model."""
-    for (width, where), (other, _) in zip(kernel_fn.hidden_widths, wider.hidden_widths, strict=True):
-        if other != 2 * width:
-            raise InputError(
-                f"some widths are no fields of the model, so they stay as they are ({width} in {where}): say how it is "
-                "made wider, widen=lambda multiplier: Model(width=64 * multiplier)"
-            )
+    return init, apply, kernel_fn()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,19 +11,11 @@ import infnet
 import infnet_haiku.kernel
 
 PyTree = Any
-# What `infnet.verify` takes; everything else is for `kernel_fn`.
-OPTIONS = ("resolution", "n_samples", "level", "gaussian_first_layer", "progress")
 OF_FUNCTIONS = ("state", "rng", "init_kwargs", "call_kwargs")
 
 
 def verify(
-    transformed: Any,
-    x: PyTree,
-    key: jax.Array,
-    *,
-    widen: Callable[[int], Any] | None = None,
-    multipliers: Sequence[int] = (1, 2, 4),
-    **options: Any,
+    transformed: Any, x: PyTree, key: jax.Array, *, widen: Callable[[int], Any] | None = None, **options: Any
 ) -> infnet.Verification:
     """Compare the kernel of a Haiku model with the mean kernels of random networks of it, at growing widths.
 
@@ -33,20 +25,16 @@ def verify(
         key: of the random networks.
         widen: `multiplier -> transformed`: the model with all hidden widths multiplied. Without it, the model is
             compared at its own width, as a transform is a function that does not say which numbers in it are widths.
-        multipliers: of the width.
-        **options: of `infnet.verify` (`resolution`, `n_samples`, `level`, `gaussian_first_layer`, `progress`) and of
-            `infnet_haiku.kernel_fn` (`state`, `call_kwargs`, `parameterization`, `trainable`, `output`, ...).
+        **options: of `infnet.verify` (`multipliers`, `resolution`, `n_samples`, `level`, `gaussian_first_layer`,
+            `progress`) and of `infnet_haiku.kernel_fn` (`state`, `call_kwargs`, `trainable`, `output`, ...).
 
     Raises:
         infnet.errors.InfnetError: as `infnet_haiku.kernel_fn` and `infnet.verify`.
     """
-    own = {name: options.pop(name) for name in OPTIONS if name in options}
+    return infnet.verify_model(_functions, transformed, x, key, widen, options)
+
+
+def _functions(model: Any, x: PyTree, **options: Any) -> tuple[Any, Any, infnet.KernelFn]:
     given = {name: options[name] for name in OF_FUNCTIONS if name in options}
-
-    def at_width(model: Any) -> tuple[Callable[..., PyTree], Callable[..., PyTree], infnet.KernelFn]:
-        found = infnet_haiku.kernel.functions(model, x, **given)
-        return found.init, found.apply, infnet_haiku.kernel.kernel_fn(model, x, **options)
-
-    init, apply, kernel_fn = at_width(transformed)
-    made = None if widen is None else lambda multiplier: at_width(widen(multiplier))
-    return infnet.verify(kernel_fn, init, apply, x, key, widen=made, multipliers=multipliers, **own)
+    found = infnet_haiku.kernel.functions(model, x, **given)
+    return found.init, found.apply, infnet_haiku.kernel.kernel_fn(model, x, **options)

@@ -158,3 +158,14 @@ def test_random_networks_have_the_phases_of_the_diagram(tmp_path):
         assert np.isclose(np.log(distances[first] / distances[last]) / (last - first), 1 / scales.xi_c[k], rtol=0.1)
     assert_is_a_picture(picture)
     assert_is_a_picture(picture.with_stem("phase_diagram_networks"))
+
+
+def test_my_model_is_verified(tmp_path):
+    _, results, picture = run("verify_my_model", tmp_path)
+    right, wrong = results["the right rule"], results["the wrong rule"]
+    assert right.passed, str(right)
+    assert wrong.verdict.startswith("failed: ")
+    for report in (right, wrong):  # the wrong rule is right for an image with itself
+        scores = np.diagonal(report.z_scores["nngp"])
+        assert np.abs(scores).max() < report.threshold
+    assert_is_a_picture(picture)

@@ -14,13 +14,13 @@ from scipy import stats
 
 import infnet
 from infnet.errors import InputError
-from infnet.verification import trend
+from infnet.verification import function, trend
 from infnet.verification.first_layer import not_gaussian
 from infnet.verification.networks import Functions
 from infnet.verification.structure import last_leaves
 
 (KEY,) = quick_keys(jax.random.key(4), 1)
-MULTIPLIERS, ERRORS = (1, 2, 4), np.array([0.01, 0.012, 0.015])
+MULTIPLIERS, COUNTS, ERRORS = (1, 2, 4), (900, 500, 300), np.array([0.01, 0.012, 0.015])
 
 
 # The fit.
@@ -31,19 +31,17 @@ def fits(deviation, slope, entries=20_000, curvature=0.0):
     x = 1 / np.array(MULTIPLIERS)[:, None]
     noise = np.random.RandomState(0).standard_normal((3, entries)) * ERRORS[:, None]
     errors = np.broadcast_to(ERRORS[:, None], noise.shape)
-    return trend.fit(MULTIPLIERS, deviation + slope * x + curvature * x**2 + noise, errors, errors**2)
+    return trend.fit(MULTIPLIERS, COUNTS, deviation + slope * x + curvature * x**2 + noise, errors, errors**2)
 
 
 def test_the_fit_is_that_of_least_squares():
     found = fits(0.1, 0.3, entries=5)
     x, y = 1 / np.array(MULTIPLIERS), 0.1 + 0.3 / np.array(MULTIPLIERS)
     noise = np.random.RandomState(0).standard_normal((3, 5)) * ERRORS[:, None]
-    design = np.stack([np.ones(3), x], 1) / ERRORS[:, None]
-    for k in range(5):
-        expected = np.linalg.lstsq(design, (y + noise[:, k]) / ERRORS)[0]
-        np.testing.assert_allclose([found.intercept[k], found.slope[k]], expected, rtol=1e-6)
-    covariance = np.linalg.inv(design.T @ design)
-    np.testing.assert_allclose(found.standard_error, covariance[0, 0] ** 0.5, rtol=1e-6)
+    root = np.sqrt(np.array(COUNTS) * MULTIPLIERS)[:, None]
+    inverse = np.linalg.pinv(np.stack([np.ones(3), x], 1) * root) * root[:, 0]
+    np.testing.assert_allclose([found.intercept, found.slope], inverse @ (y[:, None] + noise), rtol=1e-9)
+    np.testing.assert_allclose(found.standard_error, np.sqrt(inverse[0] ** 2 @ ERRORS**2), rtol=1e-9)
 
 
 def test_scores_are_those_of_the_noise():
@@ -58,11 +56,11 @@ def test_a_curved_trend_is_allowed_for():
     slope = 0.3
     exact = np.expm1(slope / np.array(MULTIPLIERS))[:, None]
     errors = np.full((3, 1), 1e-4)
-    found = trend.fit(MULTIPLIERS, exact, errors, errors**2)
+    found = trend.fit(MULTIPLIERS, COUNTS, exact, errors, errors**2)
     assert abs(found.intercept[0]) > 50 * found.standard_error[0]
     assert found.z_scores[0] == 0
     # but not so much that a deviation of that size hides
-    assert trend.fit(MULTIPLIERS, exact + 0.1, errors, errors**2).z_scores[0] > 50
+    assert trend.fit(MULTIPLIERS, COUNTS, exact + 0.1, errors, errors**2).z_scores[0] > 50
 
 
 def test_what_is_said_to_be_detectable_is_detected():
@@ -78,17 +76,30 @@ def test_the_threshold_is_that_of_bonferroni():
 
 
 def test_of_one_width_the_variance_is_allowed_for():
-    found = trend.fit((1,), np.full((1, 2), 0.1), np.full((1, 2), 0.001), np.array([[0.02, 0.04]]))
+    found = trend.fit((1,), (900,), np.full((1, 2), 0.1), np.full((1, 2), 0.001), np.array([[0.02, 0.04]]))
     np.testing.assert_allclose(found.z_scores, [60, 60])
 
 
 def test_entries_without_noise_are_compared_exactly():
     zeros = np.zeros((3, 2))
-    found = trend.fit(MULTIPLIERS, zeros, zeros, zeros)
+    found = trend.fit(MULTIPLIERS, COUNTS, zeros, zeros, zeros)
     assert not found.z_scores.any()
-    wrong = trend.fit(MULTIPLIERS, zeros + np.array([0, 0.1]), zeros, zeros)
+    wrong = trend.fit(MULTIPLIERS, COUNTS, zeros + np.array([0, 0.1]), zeros, zeros)
     assert wrong.z_scores[0] == 0
     assert wrong.z_scores[1] > 1e6
+
+
+def test_deviations_are_relative_to_the_diagonal():
+    """Of each kernel; where that is zero, of what there is: of shares of zero, the NTK."""
+    rng = np.random.RandomState(0)
+    root = rng.standard_normal((2, 3, 7))  # examples, positions
+    kernel = np.einsum("ihc,jkc->ijhk", root, root)
+    size = np.linalg.norm(root, axis=-1)
+    expected = size[:, None, :, None] * size[None, :, None, :]
+    np.testing.assert_allclose(function._scale(kernel, kernel), expected)
+    np.testing.assert_allclose(function._scale(1e-3 * kernel, kernel), 1e-3 * expected)
+    np.testing.assert_allclose(function._scale(0 * kernel, kernel), expected)
+    np.testing.assert_allclose(function._scale(0 * kernel, 0 * kernel), 1)
 
 
 # Models.
@@ -205,6 +216,14 @@ def test_refusals():
         arguments = {"kernel_fn": kernel_fn, "init_fn": init, "apply_fn": apply, "x": X, "key": KEY} | changes
         with pytest.raises(InputError, match=message):
             infnet.verify(**arguments)
+    crossed = kernel_of(init, apply, cross=True, output=lambda y: (y["image"], 2 * y["image"]))
+    with pytest.raises(InputError, match="leave out cross=True"):
+        infnet.verify(crossed, init, apply, X, KEY, n_samples=200)
+    columns = X[:, 0].T
+    prior = infnet.Prior(0.0, 1.0, shape=(3, 4), dtype=jnp.float32)
+    transposed = infnet.kernel_fn(lambda w, x: x.T @ w, prior, columns, batch_axis=1)
+    with pytest.raises(InputError, match="examples are on axis 0"):
+        infnet.verify(transposed, init, apply, columns, KEY)
     picked = kernel_of(init, apply, output=lambda y: jnp.moveaxis(y["image"], 1, 2))
     with pytest.raises(InputError, match="the channels must be the last axis"):
         infnet.verify(picked, init, apply, X, KEY, n_samples=200)
@@ -217,7 +236,10 @@ def test_the_picture(tmp_path, monkeypatch):
     errors = np.full((3, *shape), 0.01)
     comparisons = tuple(
         infnet.verification.Comparison(
-            name, d := 0.01 * rng.standard_normal((3, *shape)), errors, trend.fit(MULTIPLIERS, d, errors, errors)
+            name,
+            d := 0.01 * rng.standard_normal((3, *shape)),
+            errors,
+            trend.fit(MULTIPLIERS, COUNTS, d, errors, errors),
         )
         for name in ("nngp", "ntk", "ntk share of a", "ntk share of b")
     )

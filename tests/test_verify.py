@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from architectures import CASES
 from finite import Model, conv, dense, examples
 from flax import linen as nn
 from quick import quick_keys
@@ -153,6 +154,15 @@ def test_right_kernels_pass(name):
     assert report.multipliers == (1, 4)
     assert report.resolution < 0.1
     assert all(np.abs(z).max() < 4 for z in report.z_scores.values())
+
+
+def test_an_architecture_passes():
+    """One of all those in `benchmarks/verify_zoo.py`."""
+    case = CASES["FourierFeatures"]
+    report = infnet_flax.verify(
+        case.module(24), case.examples()[0], KEY, multipliers=(1, 4), resolution=0.09, n_samples=4000
+    )
+    assert report.passed, str(report)
 
 
 @pytest.mark.parametrize("sabotage", SABOTAGES)

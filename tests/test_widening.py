@@ -82,7 +82,9 @@ def test_widths_that_are_no_fields():
         infnet_flax.widen(fixed, 2, X)
     report = infnet_flax.annotate(PartlyFixed()).verify(X, KEY, n_samples=200)
     assert report.multipliers == (1,)
-    assert any("not at growing widths: some widths are no fields of the model" in line for line in report.remarks)
+    assert any(
+        "not at growing widths: all hidden widths must be multiplied by 2, but what" in line for line in report.remarks
+    )
     assert not report.passed
     assert not report.deviates
 

@@ -1,8 +1,8 @@
 """Means and variances of samples that are drawn one after the other, or in several rounds.
 
 Within a round they are accumulated sample by sample (Welford 1962, doi:10.1080/00401706.1962.10490022), and rounds are
-merged (Chan, Golub & LeVeque 1983, doi:10.1080/00031305.1983.10483115, eq. 2.1): neither loses digits to the size of
-the mean.
+merged (the pairwise algorithm of Chan, Golub & LeVeque 1983, doi:10.1080/00031305.1983.10483115): neither loses digits
+to the size of the mean.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", 
 COLORS = (BLUE, ORANGE, GREEN, PURPLE)
 
 
-def figure(**options: Any) -> Any:
+def new_figure(**options: Any) -> Any:
     """A `matplotlib.figure.Figure`, without pyplot: no window, no state.
 
     Args:

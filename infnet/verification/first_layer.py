@@ -2,7 +2,7 @@
 
 The infinitely wide network is one whose first layer is Gaussian. Of a finite one, u = Σ w_i x_i is a sum over the
 inputs, of excess kurtosis k = κ Σ x⁴ / (Σ x²)² where κ is that of a weight, however wide the network is. By the first
-term of the Edgeworth series (Kolassa 2006, "Series Approximation Methods in Statistics", section 3.2) this changes a
+term of the Edgeworth series (Kolassa 2006, "Series Approximation Methods in Statistics", chapter 3) this changes a
 mean E f(u) by k / 24 E f(u) He₄(u), which is at most k / √24 times the root mean square of f (Cauchy-Schwarz, as
 E He₄² = 24). With f of the order of its mean, that is the relative size that kernels may be off by.
 """

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from infnet.arguments import BY_PARAM, example_args, positive
 from infnet.errors import InputError
+from infnet.monte_carlo import Estimate
 from infnet.priors import infer_priors, path_name
 from infnet.verification.first_layer import FirstWeight, not_gaussian
 from infnet.verification.networks import KINDS, Functions, Networks
 from infnet.verification.report import Comparison, Verification
+from infnet.verification.structure import hidden_widths
 from infnet.verification.trend import detectable, fit, threshold
 
 PyTree = Any
@@ -84,37 +87,79 @@ def verify(
     non_gaussian = not_gaussian(given, x)
     normal = {weight.leaf: weight.prior for weight in non_gaussian} if gaussian_first_layer else {}
     networks = [Networks(model, x, jax.random.fold_in(key, k), normal) for k, model in enumerate(models)]
-    kernels = [jax.tree.map(lambda a: np.asarray(a, np.float64), m.kernel_fn(x, None, KINDS)) for m in models]
-    rounding = float(np.finfo(kernel_fn.computation.dtype).eps) ** 0.5
-    extra = rounding + (0.0 if gaussian_first_layer else max((w.effect for w in non_gaussian), default=0.0))
-    count = min(FEWEST, n_samples)
-    while True:
-        for m, of_width in zip(multipliers, networks, strict=True):
-            of_width.draw(max(min(FEWEST, n_samples), round(count * multipliers[0] / m)), f"{m} x the width", progress)
-        comparisons, finite = _compared(multipliers, networks, kernels, extra)
-        entries = sum(one.trend.intercept.size for one in comparisons)
-        limit = threshold(level, entries, min(of_width.count for of_width in networks))
-        noise, allowance = detectable([one.trend for one in comparisons], limit)
-        wanted = max(goal - allowance, goal / 2)
-        if not finite or noise <= wanted or count == n_samples:
-            break
-        count = min(n_samples, int(count * min(max((noise / wanted) ** 2, 1.2), GROWTH)))
-    remarks = [*remarks, *_remarks(models, non_gaussian, gaussian_first_layer, allowance)]
+    kernels = [model.kernel_fn(x, None, KINDS) for model in models]
+    effect = 0.0 if gaussian_first_layer else max((weight.effect for weight in non_gaussian), default=0.0)
+    sampled = _sampled(multipliers, networks, kernels, effect, Goal(goal, n_samples, level, progress))
+    remarks = [*remarks, *_remarks(models, non_gaussian, gaussian_first_layer, sampled.allowance)]
     return Verification(
-        comparisons=tuple(comparisons),
+        comparisons=tuple(sampled.comparisons),
         multipliers=tuple(map(float, multipliers)),
         n_samples=tuple(of_width.count for of_width in networks),
         level=level,
-        threshold=limit,
-        resolution=noise + allowance,
+        threshold=sampled.threshold,
+        resolution=sampled.noise + sampled.allowance,
         remarks=tuple(remarks),
-        finite=finite,
+        finite=sampled.finite,
     )
+
+
+class Goal(NamedTuple):
+    """What is asked for; see `verify`."""
+
+    resolution: float
+    n_samples: int
+    level: float
+    progress: bool
+
+
+class Sampled(NamedTuple):
+    """What was found.
+
+    Attributes:
+        comparisons: of all kernels that are finite.
+        finite: whether all are.
+        threshold: of z-scores.
+        noise, allowance: the parts of the deviation that would have been found, as of `detectable`.
+    """
+
+    comparisons: list[Comparison]
+    finite: bool
+    threshold: float
+    noise: float
+    allowance: float
+
+
+def _sampled(
+    multipliers: Sequence[int], networks: Sequence[Networks], kernels: Sequence[PyTree], effect: float, goal: Goal
+) -> Sampled:
+    """Draw networks until the goal is reached, and compare them.
+
+    Args:
+        multipliers: of the width.
+        networks, kernels: of each.
+        effect: the relative deviation that is allowed for besides what the fit allows for.
+        goal: says how many networks there are.
+    """
+    count = min(FEWEST, goal.n_samples)
+    while True:
+        for m, of_width in zip(multipliers, networks, strict=True):
+            number = max(min(FEWEST, goal.n_samples), round(count * multipliers[0] / m))
+            of_width.draw(number, f"{m} x the width", goal.progress)
+        comparisons, finite = _compared(multipliers, networks, kernels, effect)
+        entries = sum(one.trend.intercept.size for one in comparisons)
+        limit = threshold(goal.level, max(entries, 1), min(of_width.count for of_width in networks))
+        noise, allowance = detectable([one.trend for one in comparisons], limit)
+        wanted = max(goal.resolution - allowance, goal.resolution / 2)
+        if not finite or noise <= wanted or count == goal.n_samples:
+            return Sampled(comparisons, finite, limit, noise, allowance)
+        count = min(goal.n_samples, int(count * min(max((noise / wanted) ** 2, 1.2), GROWTH)))
 
 
 def _check(kernel_fn: Any, multipliers: Any, n_samples: Any, level: Any) -> None:
     if not all(hasattr(kernel_fn, name) for name in ("computation", "weights", "with_model")):
         raise InputError(f"kernel_fn must be an infnet.KernelFn, as of stax kernel_fn.at(x), not {kernel_fn!r}")
+    if kernel_fn.model.inputs.batch_axis != 0:
+        raise InputError("only models whose examples are on axis 0 of inputs and outputs are verified")
     numbers = list(multipliers) if isinstance(multipliers, Sequence) else []
     if not numbers or any(isinstance(m, bool) or not isinstance(m, int) or m < 1 for m in numbers):
         raise InputError(f"multipliers must be positive integers, not {multipliers!r}")
@@ -130,7 +175,7 @@ def _check(kernel_fn: Any, multipliers: Any, n_samples: Any, level: Any) -> None
 
 def _picking(kernel_fn: Any, apply_fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
     def apply(params: PyTree, *inputs: PyTree) -> PyTree:
-        return kernel_fn.outputs_of(apply_fn(params, *inputs))
+        return kernel_fn.model.picked(apply_fn(params, *inputs))
 
     return apply
 
@@ -142,26 +187,45 @@ def _widened(widen: Callable[[int], Sequence[Any]], multiplier: int, given: Func
         raise InputError(f"widen must return (init_fn, apply_fn) or (init_fn, apply_fn, kernel_fn), not {made!r}")
     init, apply = made[:2]
     kernel_fn = made[2] if len(made) == 3 else given.kernel_fn.with_model(apply, infer_priors(init, *example_args(x)))
-    narrow, wide = given.kernel_fn.hidden_widths, kernel_fn.hidden_widths
-    if len(narrow) != len(wide):
-        raise InputError(f"widen({multiplier}) has {len(wide)} hidden layers, but the model has {len(narrow)}")
-    for (width, module), (other, _) in zip(narrow, wide, strict=True):
-        if other != multiplier * width:
-            raise InputError(
-                f"widen({multiplier}) must multiply all hidden widths by {multiplier}, but what {module or 'a layer'} "
-                f"takes for infinitely many channels or heads goes from {width} to {other}"
-            )
+    check_wider(given.kernel_fn, kernel_fn, multiplier)
     return Functions(init, _picking(kernel_fn, apply), kernel_fn)
 
 
+def check_wider(kernel_fn: Any, wider: Any, multiplier: int) -> None:
+    """Raise unless all hidden widths of one kernel function are multiplied in another one.
+
+    Raises:
+        InputError: a hidden width is not, or there is another number of them.
+    """
+    narrow, wide = hidden_widths(kernel_fn), hidden_widths(wider)
+    if len(narrow) != len(wide):
+        raise InputError(f"a wider model must have the same {len(narrow)} hidden layers, but it has {len(wide)}")
+    for (width, module), (other, _) in zip(narrow, wide, strict=True):
+        if other != multiplier * width:
+            raise InputError(
+                f"all hidden widths must be multiplied by {multiplier}, but what {module or 'a layer'} takes for "
+                f"infinitely many channels or heads goes from {width} to {other}: say how the model is made wider, "
+                "widen=lambda multiplier: ..., or make its widths fields"
+            )
+
+
 def _compared(
-    multipliers: Sequence[int], networks: Sequence[Networks], kernels: Sequence[PyTree], extra: float
+    multipliers: Sequence[int], networks: Sequence[Networks], kernels: Sequence[PyTree], effect: float
 ) -> tuple[list[Comparison], bool]:
     """The comparison of every kernel of every output, and whether all is finite."""
+    own_errors = [jax.tree.leaves(_parts(tree, "standard_error", 0.0)) for tree in kernels]
+    kernels = [_parts(tree, "mean") for tree in kernels]
+    # Half of the digits: what an NTK of near-duplicates keeps.
+    rounding = max(float(jnp.finfo(a.dtype).eps) ** 0.5 for a in jax.tree.leaves((kernels, networks[0].moments)))
+    kernels = [jax.tree.map(lambda a: np.asarray(a, np.float64), tree) for tree in kernels]
     moments = [of_width.means_and_variances for of_width in networks]
     counts = [of_width.count for of_width in networks]
+    trees: list[Any] = [jax.tree.structure(tree) for tree in (kernels[0], moments[0][0])]
+    if trees[0] != trees[1]:
+        raise InputError(f"the kernels are {trees[0]}, but those of random networks {trees[1]}: leave out cross=True")
     found, finite = [], True
     with_paths, _ = jax.tree_util.tree_flatten_with_path(kernels[0])
+    whole = {_output(path): k for k, (path, _) in enumerate(with_paths) if _kind(path) == "ntk"}
     for k, (path, _) in enumerate(with_paths):
         kernel, mean, variance = (
             [jax.tree.leaves(tree)[k] for tree in trees]
@@ -173,30 +237,68 @@ def _compared(
         name = _name(path)
         if not any(np.any(a) for a in (*kernel, *mean)):
             continue  # of a parameter that is not trained
-        scales = [_scale(a) for a in kernel]
+        # A share is one of the NTK, and other kernels are whole themselves.
+        place = whole[_output(path)] if _kind(path) == BY_PARAM else k
+        scales = [_scale(a, jax.tree.leaves(tree)[place]) for a, tree in zip(kernel, kernels, strict=True)]
         pairs = list(zip(kernel, scales, strict=True))
         deviations = np.stack([(_like(m, a, name) - a) / s for m, (a, s) in zip(mean, pairs, strict=True)])
         variances = np.stack([_like(v, a, name) / s**2 for v, (a, s) in zip(variance, pairs, strict=True)])
         errors = np.sqrt(variances / np.reshape(counts, (-1, *[1] * kernel[0].ndim)))
-        trend = fit(multipliers, deviations, errors, variances)
-        found.append(Comparison(name, deviations, errors, trend._replace(allowance=trend.allowance + extra)))
+        trend = fit(multipliers, counts, deviations, errors, variances)
+        # Those of kernels of several widths have the same points, so that they do not average out.
+        own = np.max([own_error[k] / s for own_error, s in zip(own_errors, scales, strict=True)], axis=0)
+        trend = trend._replace(standard_error=np.hypot(trend.standard_error, own))
+        found.append(
+            Comparison(name, deviations, errors, trend._replace(allowance=trend.allowance + effect + rounding))
+        )
     return found, finite
+
+
+def _parts(kernels: PyTree, name: str, otherwise: float | None = None) -> PyTree:
+    """An attribute of kernels that are estimates (`on_unsupported="sample"`); others as they are, or a number."""
+
+    def part(kernel: Any) -> Any:
+        if isinstance(kernel, Estimate):
+            return getattr(kernel, name)
+        return kernel if otherwise is None else np.full(kernel.shape, otherwise)
+
+    return jax.tree.map(part, kernels, is_leaf=lambda kernel: isinstance(kernel, Estimate))
+
+
+def _place(path: tuple[Any, ...]) -> int:
+    """Where in the path of an array the kind of kernel stands, after the path of the output."""
+    return next(k for k, part in enumerate(path) if getattr(part, "name", None) in KINDS)
+
+
+def _kind(path: tuple[Any, ...]) -> str:
+    return str(path[_place(path)].name)
+
+
+def _output(path: tuple[Any, ...]) -> str:
+    return path_name(path[: _place(path)])
 
 
 def _name(path: tuple[Any, ...]) -> str:
     """`ntk` or `ntk share of Dense_0/kernel`; and of one of several outputs, `ntk, logits`."""
-    place = next(k for k, part in enumerate(path) if getattr(part, "name", None) in KINDS)
-    kind, output, param = path[place].name, path_name(path[:place]), path_name(path[place + 1 :])
+    kind, output, param = _kind(path), _output(path), path_name(path[_place(path) + 1 :])
     name = f"ntk share of {param}" if kind == BY_PARAM else kind
     return f"{name}, {output}" if output else name
 
 
-def _scale(kernel: np.ndarray) -> np.ndarray:
-    """Of each entry of a kernel `(n, n, h, h', ...)`, the root of the product of the two diagonal entries."""
+def _scale(kernel: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Of each entry of a kernel `(n, n, h, h', ...)`, the root of the product of the two diagonal entries.
+
+    Args:
+        kernel: the kernel, or the share of a parameter in it.
+        whole: the kernel. Shares of zero are relative to it: those of queries and keys, say, whose scores are constants
+            in the limit, are of the order of 1 / width of it in networks.
+    """
     positions = (kernel.ndim - 2) // 2
     letters = "abcdefgh"[: positions + 1]
-    diagonal = np.einsum("".join(c + c for c in letters) + "->" + letters, kernel)
-    largest = np.abs(diagonal).max(initial=0)
+    diagonal, of_whole = (np.einsum("".join(c + c for c in letters) + "->" + letters, a) for a in (kernel, whole))
+    largest, largest_of_whole = (np.abs(a).max(initial=0) for a in (diagonal, of_whole))
+    if largest <= 1e-6 * largest_of_whole:
+        diagonal, largest = of_whole, largest_of_whole
     # Where there is nothing to compare with, as for an input of zeros, deviations are relative to what there is.
     root = np.sqrt(np.where(diagonal > 1e-6 * largest, diagonal, largest or 1.0))
     rows, columns = (np.expand_dims(root, tuple(2 * k + other for k in range(positions + 1))) for other in (1, 0))
@@ -217,7 +319,7 @@ def _like(sampled: np.ndarray, kernel: np.ndarray, name: str) -> np.ndarray:
 def _remarks(
     models: Sequence[Functions], non_gaussian: Sequence[FirstWeight], replaced: bool, allowance: float
 ) -> list[str]:
-    widths = models[0].kernel_fn.hidden_widths
+    widths = hidden_widths(models[0].kernel_fn)
     smallest = f"; the smallest hidden width is {min(widths)[0]}" if widths else ""
     remarks = []
     if len(models) == 1:

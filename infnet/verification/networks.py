@@ -52,6 +52,7 @@ class Networks:
 
     Attributes:
         count: of the networks so far.
+        moments: of their kernels.
     """
 
     def __init__(self, functions: Functions, x: PyTree, key: jax.Array, normal_leaves: Mapping[int, Prior]):
@@ -64,7 +65,7 @@ class Networks:
             normal_leaves: parameters, by the number of their leaf, that are drawn from normal laws instead.
         """
         self.count = 0
-        self._moments: Moments | None = None
+        self.moments: Moments | None = None
         self._functions, self._normal_leaves = functions, dict(normal_leaves)
         self._last = last_leaves(functions.kernel_fn)
         self._finite = empirical_kernel_fn(
@@ -91,14 +92,14 @@ class Networks:
             return
         with bar(progress, label, count - self.count, "network") as shown:
             found = in_steps(partial(self._program, self._key, self._x), self.count, count, shown if progress else None)
-        self._moments = found if self._moments is None else merged(self.count, self._moments, count - self.count, found)
+        self.moments = found if self.moments is None else merged(self.count, self.moments, count - self.count, found)
         self.count = count
 
     @property
     def means_and_variances(self) -> tuple[PyTree, PyTree]:
         """Of the kernels of single networks, in float64: pytrees of namedtuples of `KINDS`, like the outputs."""
-        assert self._moments is not None
-        as_float64 = [jax.tree.map(lambda a: np.asarray(a, np.float64), part) for part in self._moments]
+        assert self.moments is not None
+        as_float64 = [jax.tree.map(lambda a: np.asarray(a, np.float64), part) for part in self.moments]
         return as_float64[0], jax.tree.map(lambda s: s / (self.count - 1), as_float64[1])
 
     def _round(self, key: jax.Array, x: PyTree, start: Any, stop: Any) -> Moments:

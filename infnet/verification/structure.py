@@ -1,4 +1,4 @@
-"""What a kernel function says about its model: which parameters come first, and which last."""
+"""What a kernel function says about its model: hidden widths, which parameters come first, and which last."""
 
 from __future__ import annotations
 
@@ -7,8 +7,19 @@ from typing import Any
 
 import jax
 
+from infnet.explain import width_of
 from infnet.nodes import Contraction, Node
 from infnet.plan import Ask
+
+
+def hidden_widths(kernel_fn: Any) -> list[tuple[int, str]]:
+    """What is sent to infinity, in the order of the model: numbers of channels or heads, and their modules.
+
+    Args:
+        kernel_fn: a `KernelFn`.
+    """
+    widths = [(width_of(node), node.where.module) for node in _nodes(kernel_fn)]
+    return [(width, module) for width, module in widths if width is not None]
 
 
 def first_leaves(kernel_fn: Any) -> list[int]:

@@ -4,9 +4,11 @@ Of a relative deviation D from the limit, networks of m times the width have a m
 
     D(m) = δ + c / m + O(1 / m²)                                  (Dyer & Gur-Ari 2020, arXiv:1909.11304)
 
-with δ = 0 if the kernel is right. δ and c are fitted by weighted least squares: with x = 1 / m, weights w = 1 / se² and
-S_k = Σ w x^k, the estimate of δ is Σ a D with a = w (S₂ - S₁ x) / Δ, of c it is Σ w (S₀ x - S₁) D / Δ, and their
-variances are S₂ / Δ and S₀ / Δ, where Δ = S₀ S₂ - S₁².
+with δ = 0 if the kernel is right. δ and c are fitted by weighted least squares: with x = 1 / m, weights w and
+S_k = Σ w x^k, the estimate of δ is Σ a D with a = w (S₂ - S₁ x) / Δ, and that of c is Σ b D with b = w (S₀ x - S₁) / Δ,
+where Δ = S₀ S₂ - S₁². Their standard errors are those of these sums. The weights would best be 1 / se², but must not
+depend on the samples: these are skewed, so that a width whose mean happens to be too small seems to vary less, and
+would count for more. As variances are about proportional to 1 / m, w is the number of networks times m.
 
 The next term, q / m², moves the estimate of δ by q Σ a x². Kernels of wide networks are products of a factor
 1 + O(1 / width) per layer (Hanin & Nica 2020, arXiv:1909.05989, for ReLU), whose product is about exp(c / m), with
@@ -52,11 +54,18 @@ class Trend(NamedTuple):
         return np.sign(self.intercept) * beyond / np.maximum(self.standard_error, np.finfo(float).tiny ** 0.5)
 
 
-def fit(multipliers: Sequence[float], deviations: np.ndarray, errors: np.ndarray, variances: np.ndarray) -> Trend:
+def fit(
+    multipliers: Sequence[float],
+    counts: Sequence[int],
+    deviations: np.ndarray,
+    errors: np.ndarray,
+    variances: np.ndarray,
+) -> Trend:
     """Of networks of several widths, or of one.
 
     Args:
         multipliers: of the width, m of them.
+        counts: of networks, likewise.
         deviations: relative deviations of the mean kernels from the limit, `(m, ...)`.
         errors: their standard errors, likewise.
         variances: of single networks, relative, likewise.
@@ -64,19 +73,21 @@ def fit(multipliers: Sequence[float], deviations: np.ndarray, errors: np.ndarray
     if len(multipliers) == 1:
         zeros = np.zeros_like(deviations[0])
         return Trend(deviations[0], errors[0], zeros, np.full_like(zeros, variances.max()))
-    x = 1 / np.asarray(multipliers, float).reshape(-1, *[1] * (deviations.ndim - 1))
-    # Entries that do not vary are fitted too: all weights are then the same.
-    w = 1 / np.maximum(errors, 1e-6 * errors.max() + np.finfo(float).tiny ** 0.25) ** 2
-    s0, s1, s2 = (np.sum(w * x**k, 0) for k in range(3))
-    determinant = s0 * s2 - s1**2
-    of_intercept = w * (s2 - s1 * x) / determinant
-    slope = np.sum(w * (s0 * x - s1) * deviations, 0) / determinant
-    steepest = np.max(np.abs(slope) + 2 * np.sqrt(np.sum((w * (s0 * x - s1) * errors / determinant) ** 2, 0)))
+    x = 1 / np.asarray(multipliers, float)
+    w = np.asarray(counts) / x
+    s0, s1, s2 = (np.sum(w * x**k) for k in range(3))
+    of_intercept, of_slope = (w * numbers / (s0 * s2 - s1**2) for numbers in (s2 - s1 * x, s0 * x - s1))
+
+    def error(coefficients: np.ndarray) -> np.ndarray:
+        return np.sqrt(np.tensordot(coefficients**2, errors**2, 1))
+
+    slope = np.tensordot(of_slope, deviations, 1)
+    steepest = np.max(np.abs(slope) + 2 * error(of_slope))
     return Trend(
-        intercept=np.sum(of_intercept * deviations, 0),
-        standard_error=np.sqrt(np.sum((of_intercept * errors) ** 2, 0)),
+        intercept=np.tensordot(of_intercept, deviations, 1),
+        standard_error=error(of_intercept),
         slope=slope,
-        allowance=steepest**2 * np.abs(np.sum(of_intercept * x**2, 0)),
+        allowance=np.full_like(slope, steepest**2 * abs(of_intercept @ x**2)),
     )
 
 
@@ -100,6 +111,6 @@ def detectable(trends: Sequence[Trend], limit: float) -> tuple[float, float]:
     Returns:
         what of it is noise, which decreases with the number of networks, and what is allowed for.
     """
-    noise = max(float(trend.standard_error.max(initial=0)) for trend in trends)
-    allowance = max(float(trend.allowance.max(initial=0)) for trend in trends)
+    noise = max((float(trend.standard_error.max(initial=0)) for trend in trends), default=0.0)
+    allowance = max((float(trend.allowance.max(initial=0)) for trend in trends), default=0.0)
     return (limit + float(ndtri(POWER))) * noise, allowance
