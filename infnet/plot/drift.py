@@ -6,7 +6,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from infnet.errors import InputError
-from infnet.plot.figure import BLUE, GREEN, ORANGE, figure, written
+from infnet.plot.figure import BLUE, GREEN, ORANGE, new_figure, written
 
 if TYPE_CHECKING:
     from infnet.diagnostics import Drift
@@ -28,7 +28,7 @@ def drift(moved: Drift, path: str | PathLike[str] | None = None) -> Any:
     if not hasattr(moved, "rotation"):
         raise InputError(f"this draws what infnet.diagnostics.drift returns, not {moved!r}")
     count = 1 if moved.alignment is None else 2
-    drawn = figure(figsize=(6.5 * count, 4.8), dpi=130)
+    drawn = new_figure(figsize=(6.5 * count, 4.8), dpi=130)
     panels = drawn.subplots(1, count, squeeze=False)[0]
     distance = r"distance $|K_t - K_0| / |K_0|$"
     panels[0].plot(moved.steps, moved.distance, "o-", ms=4, color=BLUE, label=distance)

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.ndimage import distance_transform_edt
 
 from infnet.errors import InputError
-from infnet.plot.figure import GREY, figure, written
+from infnet.plot.figure import GREY, new_figure, written
 
 if TYPE_CHECKING:
     from infnet.diagnostics import CorrelationDiagram, PhaseDiagram
@@ -35,7 +35,7 @@ def phase_diagram(diagram: PhaseDiagram, path: str | PathLike[str] | None = None
     scales = getattr(diagram, "scales", None)
     if scales is None:
         raise InputError(f"this draws what infnet.diagnostics.phase_diagram returns, not {diagram!r}")
-    drawn = figure(figsize=(14, 5.4), dpi=130)
+    drawn = new_figure(figsize=(14, 5.4), dpi=130)
     left, right = drawn.subplots(1, 2, sharex=True, sharey=True)
     drawn.suptitle(f"Order and chaos in deep networks with {diagram.activation}", fontsize=15)
     axes_of = (diagram.w_std, diagram.b_std)
@@ -88,7 +88,7 @@ def correlation_diagram(diagram: CorrelationDiagram, path: str | PathLike[str] |
     values = getattr(diagram, "correlation", None)
     if values is None:
         raise InputError(f"this draws what infnet.diagnostics.correlation_diagram returns, not {diagram!r}")
-    drawn = figure(figsize=(7.6, 5.4), dpi=130)
+    drawn = new_figure(figsize=(7.6, 5.4), dpi=130)
     axes = drawn.subplots()
     colors = _mesh(axes, diagram.w_scale, diagram.b_std, values, cmap="RdBu_r", vmin=-1, vmax=1)
     drawn.colorbar(colors, ax=axes).set_label("correlation of the outputs")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from infnet.errors import InputError
-from infnet.plot.figure import COLORS, figure, written
+from infnet.plot.figure import COLORS, new_figure, written
 
 if TYPE_CHECKING:
     from infnet.diagnostics import KernelSpectrum
@@ -34,7 +34,7 @@ def spectrum(spectra: KernelSpectrum | Mapping[str, KernelSpectrum], path: str |
         raise InputError("this draws what infnet.diagnostics.spectrum returns, or several of these by name")
     labelled = {name: one for name, one in named.items() if one.cumulative is not None}
     count = 2 if labelled else 1
-    drawn = figure(figsize=(6.5 * count, 4.8), dpi=130)
+    drawn = new_figure(figsize=(6.5 * count, 4.8), dpi=130)
     panels = np.atleast_1d(drawn.subplots(1, count))
     for number, (name, one) in enumerate(named.items()):
         color, index = COLORS[number % len(COLORS)], np.arange(1, len(one.eigenvalues) + 1)
