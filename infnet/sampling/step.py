@@ -5,7 +5,7 @@ With u = f(g), v = f'(g') functions of jointly Gaussian g_a, g'_b that each chan
     S_uv = E[f(g) f'(g')]        T_uv = sum_ab E[d_a f(g) d_b f'(g')] T_ab
 
 where T_ab, the tangent kernels of the Gaussian fields, are not random at infinite width, and those of different
-channels vanish (Yang 2020, arXiv:2006.14548, Theorem 7.2: the tangent kernel of any program is such a sum over paths).
+channels vanish: the tangent kernel of any program is such a sum over paths (Yang 2020, arXiv:2006.14548).
 """
 
 from __future__ import annotations
