@@ -225,7 +225,6 @@ def _compared(
         raise InputError(f"the kernels are {trees[0]}, but those of random networks {trees[1]}: leave out cross=True")
     found, finite = [], True
     with_paths, _ = jax.tree_util.tree_flatten_with_path(kernels[0])
-    whole = {_output(path): k for k, (path, _) in enumerate(with_paths) if _kind(path) == "ntk"}
     for k, (path, _) in enumerate(with_paths):
         kernel, mean, variance = (
             [jax.tree.leaves(tree)[k] for tree in trees]
@@ -237,9 +236,7 @@ def _compared(
         name = _name(path)
         if not any(np.any(a) for a in (*kernel, *mean)):
             continue  # of a parameter that is not trained
-        # A share is one of the NTK, and other kernels are whole themselves.
-        place = whole[_output(path)] if _kind(path) == BY_PARAM else k
-        scales = [_scale(a, jax.tree.leaves(tree)[place]) for a, tree in zip(kernel, kernels, strict=True)]
+        scales = [_scale(a, b) for a, b in zip(kernel, _wholes(path, k, kernels, networks), strict=True)]
         pairs = list(zip(kernel, scales, strict=True))
         deviations = np.stack([(_like(m, a, name) - a) / s for m, (a, s) in zip(mean, pairs, strict=True)])
         variances = np.stack([_like(v, a, name) / s**2 for v, (a, s) in zip(variance, pairs, strict=True)])
@@ -285,19 +282,41 @@ def _name(path: tuple[Any, ...]) -> str:
     return f"{name}, {output}" if output else name
 
 
+def _wholes(
+    path: tuple[Any, ...], place: int, kernels: Sequence[PyTree], networks: Sequence[Networks]
+) -> list[np.ndarray]:
+    """What an array is a share of, for each width: itself, or of the share of a parameter the NTK, in its units.
+
+    Args:
+        path, place: of the array among the leaves of the kernels.
+        kernels, networks: of each width.
+    """
+    with_paths, _ = jax.tree_util.tree_flatten_with_path(kernels[0])
+    shares = [k for k, (p, _) in enumerate(with_paths) if (_kind(p), _output(p)) == (BY_PARAM, _output(path))]
+    leaves = [jax.tree.leaves(tree) for tree in kernels]
+    if place not in shares:
+        return [arrays[place] for arrays in leaves]
+    number = shares.index(place)
+    of_widths = zip(leaves, (of_width.units for of_width in networks), strict=True)
+    return [
+        sum(unit * arrays[k] for unit, k in zip(units, shares, strict=True)) / units[number]
+        for arrays, units in of_widths
+    ]
+
+
 def _scale(kernel: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """Of each entry of a kernel `(n, n, h, h', ...)`, the root of the product of the two diagonal entries.
 
     Args:
         kernel: the kernel, or the share of a parameter in it.
-        whole: the kernel. Shares of zero are relative to it: those of queries and keys, say, whose scores are constants
-            in the limit, are of the order of 1 / width of it in networks.
+        whole: what it is a share of. Shares of zero are relative to it: those of queries and keys, say, whose scores
+            are constants in the limit, are of the order of 1 / width of it in networks.
     """
     positions = (kernel.ndim - 2) // 2
     letters = "abcdefgh"[: positions + 1]
     diagonal, of_whole = (np.einsum("".join(c + c for c in letters) + "->" + letters, a) for a in (kernel, whole))
     largest, largest_of_whole = (np.abs(a).max(initial=0) for a in (diagonal, of_whole))
-    if largest <= 1e-6 * largest_of_whole:
+    if largest <= 1e-9 * largest_of_whole:
         diagonal, largest = of_whole, largest_of_whole
     # Where there is nothing to compare with, as for an input of zeros, deviations are relative to what there is.
     root = np.sqrt(np.where(diagonal > 1e-6 * largest, diagonal, largest or 1.0))

@@ -102,6 +102,18 @@ class Networks:
         as_float64 = [jax.tree.map(lambda a: np.asarray(a, np.float64), part) for part in self.moments]
         return as_float64[0], jax.tree.map(lambda s: s / (self.count - 1), as_float64[1])
 
+    @property
+    def units(self) -> list[float]:
+        """By which the share of each parameter is of the order of those of others, or vanishes as 1 / width.
+
+        That is the NTK with every weight written as std * theta; and of parameters without variance, such as biases
+        that start at zero, theta itself.
+        """
+        kernel_fn = self._functions.kernel_fn
+        if kernel_fn.parameterization == "ntk":
+            return [1.0] * len(kernel_fn.weights.std)
+        return [float(np.mean(np.square(std))) or 1.0 for std in kernel_fn.weights.std]
+
     def _round(self, key: jax.Array, x: PyTree, start: Any, stop: Any) -> Moments:
         return moments_of(lambda number: self._sample(jax.random.fold_in(key, number), x), start, stop, 1)
 
