@@ -67,6 +67,8 @@ def part(kernel: Any, name: str, label: str, get: str, need_both: bool = False) 
 
 def real(x: Any, label: str) -> Array:
     """`x` as a real floating array."""
+    if hasattr(x, "standard_error"):
+        raise InputError(f"{label} is an Estimate, whose kernel is its `.mean`: pass that, or a whole `Kernel`.")
     array = jnp.asarray(x)
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
         raise InputError(f"{label} must be real; got dtype {array.dtype}.")

@@ -238,7 +238,7 @@ def gp_inference(
     if not names:
         raise InputError(
             "k_train_train must be an (n, n) array or contain one as attribute .nngp or .ntk; got "
-            f"{type(k_train_train).__name__}."
+            f"{type(k_train_train).__name__}" + (", whose `.mean` is one." if has(k_train_train, "mean") else ".")
         )
     label = {name: "k_train_train" if bare else f"k_train_train.{name}" for name in names}
     kernels = {name: k_train_train if bare else getattr(k_train_train, name) for name in names}

@@ -70,6 +70,12 @@ def test_the_kernel_holds_standard_errors(kernel_fn):
     assert np.isfinite(posterior.mean).all()
 
 
+def test_predictions_ask_for_the_kernel_in_an_estimate(kernel_fn):
+    for get in ("ntk", BOTH):
+        with pytest.raises(InputError, match=r"Estimate.*\.mean"):
+            gp_inference(kernel_fn(inputs(3), get=get), inputs(3))
+
+
 def test_ways_to_ask_agree(kernel_fn):
     x = inputs(5)
     whole = kernel_fn(x, get="ntk")
