@@ -55,18 +55,8 @@ def _pooled(
     sizes = tuple(w.output_size(n) for w, n in zip(windows, feature.sizes, strict=True))
 
     def pooled(node: Node) -> Node:
-        return reader.new(
-            WindowMax,
-            sizes=sizes,
-            where=equation.where,
-            leaves=node.leaves,
-            gaussian=False,
-            zero_mean=False,
-            uniform=node.uniform,
-            scales=node.scales,
-            operand=node,
-            windows=windows,
-        )
+        made = reader.new_map(WindowMax, node, sizes=sizes, where=equation.where, windows=windows)
+        return replace(made, gaussian=False, zero_mean=False)  # other than a linear map
 
     return reader.replace_nodes(feature, pooled, out)
 

@@ -17,6 +17,8 @@ from infnet.nodes import Scaled
 from infnet.plan import Ask, AskMean, Request, ask
 from infnet.sampling.channel import Channel, Slot, coordinates
 
+ROUNDING = 4  # pivots of so many roundings of a variance are zero; more of them would make near-duplicates equal
+
 
 class _Place(NamedTuple):
     """A slot, the channel (0 or 1) and the example that it belongs to, and where its values stand."""
@@ -155,7 +157,7 @@ def factored(covariance: jax.Array) -> jax.Array:
     """
     d = covariance.shape[-1]
     variances = jnp.diagonal(covariance, axis1=-2, axis2=-1)
-    rounding = 8 * d * jnp.finfo(covariance.dtype).eps * variances
+    rounding = ROUNDING * jnp.finfo(covariance.dtype).eps * variances
 
     def column(k: Any, factor: jax.Array) -> jax.Array:
         row = factor[:, k]

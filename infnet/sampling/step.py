@@ -23,7 +23,7 @@ from jax import lax
 from infnet.errors import UnsupportedError, Where
 from infnet.errors.functions import DERIVATIVE_OF_SAMPLES, TOO_MANY_POSITIONS
 from infnet.layout import Layout
-from infnet.nodes import Elementwise, Node
+from infnet.nodes import Elementwise, Node, WindowMax
 from infnet.plan import SAMPLED, Ask, AskKnown, AskMean, Moments, Request, Step
 from infnet.primitives.stored import stored
 from infnet.rules import rule
@@ -109,7 +109,7 @@ def _step(
 def _name(node: Node) -> str:
     if isinstance(node, Elementwise) and not isinstance(node.activation, UnsupportedError):
         return node.activation.name
-    return type(node).__name__.lower()
+    return "maximum" if isinstance(node, WindowMax) else type(node).__name__.lower()
 
 
 def _positions(layout: Layout) -> tuple[np.ndarray, np.ndarray]:
