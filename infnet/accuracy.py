@@ -34,23 +34,34 @@ def series_nodes(plan: Plan) -> list[Elementwise]:
 
 def settled(
     computation: Computation, plan: Plan, tol: float, variances: Mapping[int, float], margin: float
-) -> dict[int, Activation]:
+) -> tuple[dict[int, Activation], dict[int, UnsupportedError]]:
     """The series of each node, with terms enough for a relative error below `tol` at the variances of its argument.
 
     With terms for variances larger by the factor `margin`, if so many are at hand. Layers with the same function get
     the same number of terms, so that they stay alike (see `schedule`).
 
+    Returns:
+        the series; and where moments are sampled, those that do not converge, with the error that says so.
+
     Raises:
-        UnsupportedError: a series does not converge to `tol` at the variances themselves.
+        UnsupportedError: a series does not converge to `tol` at the variances themselves, and moments are not sampled.
     """
     alike: dict[Activation, list[Elementwise]] = {}
     for node in series_nodes(plan):
+        if node.index in computation.too_slow:
+            continue
         alike.setdefault(_series(computation, node), []).append(node)
     found: dict[int, Activation] = {}
+    too_slow = dict(computation.too_slow)
     for nodes in alike.values():
-        worst = max(nodes, key=lambda node: variances[node.index])
-        found.update(dict.fromkeys((n.index for n in nodes), _with_terms(computation, worst, tol, variances, margin)))
-    return found
+        worst, indices = max(nodes, key=lambda node: variances[node.index]), [node.index for node in nodes]
+        try:
+            found.update(dict.fromkeys(indices, _with_terms(computation, worst, tol, variances, margin)))
+        except UnsupportedError as error:
+            if computation.replicate is None:
+                raise
+            too_slow.update(dict.fromkeys(indices, error))
+    return found, too_slow
 
 
 def _with_terms(

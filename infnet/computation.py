@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -47,6 +47,7 @@ class Computation:
         dtype: in which it is computed.
         activations: what stands in for the activation of some nodes (see `Context`).
         replicate: at which points moments without a closed form are sampled; None if they are refused.
+        too_slow: the nodes whose series do not converge at the variances of the examples, and which are sampled.
     """
 
     program: Program
@@ -54,6 +55,7 @@ class Computation:
     dtype: Any
     activations: Mapping[int, Activation] = field(default_factory=dict)
     replicate: Replicate | None = None
+    too_slow: Mapping[int, UnsupportedError] = field(default_factory=dict)
 
     def plan(self, names: Sequence[str], side: tuple[int, int]) -> Plan:
         """The plan for the kernels in `names`, of examples on these sides."""
@@ -64,7 +66,15 @@ class Computation:
                 asks.append(Ask(left.node, right.node, shift, side, pair.layout, "ntk" in names))
         if "mean" in names:
             asks.extend(AskMean(piece.left.node, 1) for pair in self.program.outputs for piece in pair.pieces)
-        return make_plan(asks, partial(rule_or_sample if self.replicate else rule, self.program.trace))
+        trace = self.program.trace
+        return make_plan(
+            asks, partial(rule_or_sample, trace, self.too_slow) if self.replicate else partial(rule, trace)
+        )
+
+    @property
+    def variant(self) -> Hashable:
+        """What of it depends on the examples at hand."""
+        return tuple(self.activations.values()), frozenset(self.too_slow)
 
     def schedule(self, plan: Plan) -> Schedule:
         """The order in which a plan is executed, with loops for repeated layers."""

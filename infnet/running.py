@@ -127,7 +127,7 @@ class Runner:
     def function(self, task: OwnTask, kind: InputKind) -> Any:
         """The compiled function of the weights and the inputs."""
         computation = self.computation(kind)
-        key = (kind, task, tuple(computation.activations.values()))
+        key = (kind, task, computation.variant)
         if key not in self._compiled:
             with self.float64(kind):
                 function = self._made(task, computation)
@@ -207,8 +207,8 @@ class Runner:
             found = largest_variances(computation, plan, weights, x)
         given = self._options.q_max
         largest = {i: max(known.get(i, 0.0), q if given is None else given) for i, q in found.items()}
-        activations = settled(computation, plan, self._options.tol, largest, MARGIN if given is None else 1.0)
-        self._computations[kind] = replace(computation, activations=activations)
+        activations, slow = settled(computation, plan, self._options.tol, largest, MARGIN if given is None else 1.0)
+        self._computations[kind] = replace(computation, activations=activations, too_slow=slow)
         self._variances[kind] = largest
 
     def check_error(self, error: float) -> None:
@@ -256,7 +256,7 @@ class Runner:
             pair, own = (self.function(Task("matrix", names, symmetric), kind) for symmetric in (False, True))
             block = OneStage(names, pair, own)
             return Stages(x1, x1 if x2 is None else x2, block, block.own)
-        key = (kind, "staged", names, tuple(self.computation(kind).activations.values()))
+        key = (kind, "staged", names, self.computation(kind).variant)
         if key not in self._compiled:
             of_examples, *blocks = self.computation(kind).staged(names)
             self._compiled[key] = (jax.jit(of_examples, static_argnums=2), *blocks)

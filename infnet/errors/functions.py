@@ -52,6 +52,7 @@ SERIES_TOO_SLOW = Refusal(
     "with {terms} terms, at variances up to {q_max:.3g}, its relative error is only known to be below {phi:.1e} (below "
     "{slope:.1e} for its derivative), and {tol:.1e} is asked for",
     _FOR_SERIES,
+    sampled=True,
 )
 FUNCTION_OF_TWO_FEATURES = Refusal(
     "a nonlinear function of two different features",

@@ -11,7 +11,7 @@ channels vanish: the tangent kernel of any program is such a sum over paths (Yan
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NoReturn
 
@@ -27,6 +27,7 @@ from infnet.nodes import Elementwise, Node, WindowMax
 from infnet.plan import SAMPLED, Ask, AskKnown, AskMean, Moments, Request, Step
 from infnet.primitives.stored import stored
 from infnet.rules import rule
+from infnet.rules.linear import LINEAR
 from infnet.sampling.channel import Channel, Read
 from infnet.sampling.law import JointLaw, factored
 from infnet.trace import Trace
@@ -35,18 +36,35 @@ AT_ONCE = 32  # points that are held in memory at a time
 LIMIT = 2**31  # bytes for one pair of examples
 
 
-def rule_or_sample(trace: Trace, request: Request) -> Step:
+def rule_or_sample(trace: Trace, too_slow: Mapping[int, UnsupportedError], request: Request) -> Step:
     """The step that computes what is requested: by its rule, or if that refuses, by sampling.
 
+    Args:
+        trace: as of `rule`.
+        too_slow: nonlinearities that are sampled though there is a rule, and why.
+        request: what is to be computed.
+
     Raises:
-        UnsupportedError: the rule's, where a single channel is no function of Gaussian fields either.
+        UnsupportedError: the rule's, or that a single channel is no function of Gaussian fields either.
     """
     try:
+        _check_series(too_slow, request)
         return rule(trace, request)
     except UnsupportedError as error:
-        if isinstance(request, AskKnown) or error.refusal is None or not error.refusal.sampled:
+        if isinstance(request, AskKnown) or not error.refusal.sampled:
             raise
         return _mean_step(request, error) if isinstance(request, AskMean) else _moment_step(request, error)
+
+
+def _check_series(too_slow: Mapping[int, UnsupportedError], request: Request) -> None:
+    """Raise if a rule would use a series that does not converge."""
+    nodes = {AskMean: ("u",), Ask: ("u", "v")}.get(type(request), ())
+    found = [getattr(request, name) for name in nodes]
+    if isinstance(request, Ask) and (request.independent or any(isinstance(node, LINEAR) for node in found)):
+        return  # follows from moments that are requested next
+    for node in found:
+        if node.index in too_slow:
+            raise too_slow[node.index]
 
 
 def _moment_step(request: Ask, refusal: UnsupportedError) -> Step:

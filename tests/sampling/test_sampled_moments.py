@@ -140,6 +140,27 @@ def test_an_activation_without_a_closed_form():
         assert_within_errors(estimate, mean, error)
 
 
+def test_a_series_that_is_too_slow_for_the_examples():
+    """tanh at variances where its series does not converge is sampled, from then on; and not before."""
+    x, s1 = two_examples(2)
+    x, s1 = 6 * x, 36 * s1
+
+    def init(key, x):
+        return {"w": dense(key, 5, WIDTH), "r": dense(key, WIDTH, 1)}
+
+    def apply(p, x):
+        return jnp.tanh(x @ p["w"]) @ p["r"]
+
+    priors = infnet.infer_priors(init, x)
+    kernel_fn = infnet.kernel_fn(apply, priors, x / 20, on_unsupported=SAMPLING, parameterization="ntk")
+    np.testing.assert_array_equal(kernel_fn(x / 20, get="ntk").standard_error, 0)
+    found = kernel_fn(x, get=BOTH)
+    exact = by_brute_force(np.tanh, lambda g: [1 - np.tanh(g) ** 2], (s1,), (s1,))
+    for estimate, (mean, error) in zip(found, exact, strict=True):
+        assert_within_errors(estimate, mean, error, largest=0.03)
+    assert np.all(found.ntk.standard_error > 0)
+
+
 def test_two_activations_of_one_field():
     """Their joint moment, tanh with relu, has no closed form."""
     x, s1 = two_examples(3)
