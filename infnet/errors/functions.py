@@ -115,7 +115,7 @@ NOT_SAMPLED = Refusal(
 )
 TOO_MANY_POSITIONS = Refusal(
     "{what}; and it is too large to be sampled",
-    "{why}; and a pair of examples has {entries} pairs of positions that depend on {width} or more Gaussian variables "
+    "{why}; and a pair of examples has {groups} pairs of positions that depend on {width} or more Gaussian variables "
     "each, which take {size:.1f} GiB",
     "use smaller images, or flatten in place of a mean over positions, which needs fewer pairs",
 )

@@ -1,7 +1,8 @@
 """One channel of a node as a function of Gaussian fields.
 
 From the node backwards: sums, products, nonlinearities and maps of positions are followed, each with the positions at
-which it is needed, until Gaussian fields are reached. These are the *slots* of the function.
+which it is needed, until Gaussian fields are reached. These are the *slots* of the function. Positions that depend on
+the same Gaussian variables, as those of a softmax over tokens, are a *group*: they are computed together.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ class Values(NamedTuple):
 
     Attributes:
         read: Known variables.
-        slots: `[..., entries, width]`.
-        lines: `[..., entries, positions]` each.
+        slots: `[..., groups, width]`.
+        lines: `[..., groups, positions]` each.
     """
 
     read: Read
@@ -42,9 +43,10 @@ Line = Callable[[Values], jax.Array]
 
 @dataclass(frozen=True)
 class Slot:
-    """A Gaussian field at some positions: for entry m of a block at `positions[m]`, flat indices.
+    """A Gaussian field at some positions: for group m at `positions[m]`, flat indices in ascending order.
 
-    `channel`: of the field, relative to the channel of the function. The node of a trained scale stands for the scale.
+    A group with fewer of them than another repeats the last. `channel`: of the field, relative to the channel of the
+    function. The node of a trained scale stands for the scale.
     """
 
     node: Node
@@ -58,15 +60,15 @@ class Slot:
 
     @property
     def width(self) -> int:
-        """The number of positions for each entry."""
+        """The number of positions for each group."""
         return self.positions.shape[1]
 
 
 class Channel:
-    """Channel `channel` of a node, at one position for each entry of a block.
+    """Channel `channel` of a node, at some positions for each of several groups.
 
     Attributes:
-        entries: their number.
+        groups: their number.
         slots: what it is a function of.
         fields: the Known variables that it reads.
     """
@@ -77,16 +79,17 @@ class Channel:
         Args:
             node: whose channel it is.
             channel: which, relative to that of the request.
-            positions: of each entry, flat indices `[entries]`.
+            positions: of each group, flat indices `[groups, k]`.
             refusal: why there is no closed form.
         """
-        self.slots: list[Slot] = []
         self.fields: dict[Field, None] = {}
-        self.entries = len(positions)
+        self.groups = len(positions)
         self._refusal = refusal
         self._lines: list[Line] = []
         self._numbers: dict[tuple[int, int, bytes], int] = {}
-        self._number(node, channel, positions[:, None])
+        self._read_at: dict[tuple[Node, int], list[np.ndarray]] = {}  # positions of a slot, for each line that reads it
+        self._result = self._at(node, channel, positions)
+        self.slots, self._columns = self._settled()
 
     @property
     def width(self) -> int:
@@ -94,26 +97,39 @@ class Channel:
         return sum(slot.width for slot in self.slots)
 
     def __call__(self, read: Read, slots: jax.Array) -> jax.Array:
-        """Its values `[..., entries]`, from those of the slots, `[..., entries, width]`."""
+        """Its values `[..., groups, k]`, from those of the slots, `[..., groups, width]`."""
         values = Values(read, slots, [])
         for line in self._lines:
             values.lines.append(line(values))
-        return values.lines[-1][..., 0]
+        return self._result(values)
 
-    def _number(self, node: Node, channel: int, positions: np.ndarray) -> int:
-        """The number of the line that computes a node at `positions[entries, k]`."""
-        key = (node.index, channel, positions.tobytes())
+    def _at(self, node: Node, channel: int, positions: np.ndarray) -> Line:
+        """The values of a node at `positions[groups, k]`: each is computed once, however often it stands there."""
+        distinct, columns = _distinct(positions)
+        key = (node.index, channel, distinct.tobytes())
         if key not in self._numbers:
-            line = self._line(node, channel, positions)
+            line = self._line(node, channel, distinct)
             self._numbers[key] = len(self._lines)
             self._lines.append(line)
-        return self._numbers[key]
+        number = self._numbers[key]
+        return lambda values: _taken(values.lines[number], columns)
+
+    def _settled(self) -> tuple[list[Slot], dict[tuple[Node, int], list[np.ndarray]]]:
+        """The slots, and in which columns of all their values each line that reads one finds what it needs."""
+        slots: list[Slot] = []
+        columns = {}
+        for (node, channel), parts in self._read_at.items():
+            distinct, found = _distinct(np.concatenate(parts, 1))
+            start = sum(slot.width for slot in slots)
+            slots.append(Slot(node, channel, distinct))
+            columns[node, channel] = np.split(start + found, np.cumsum([part.shape[1] for part in parts])[:-1], 1)
+        return slots, columns
 
     def _line(self, node: Node, channel: int, positions: np.ndarray) -> Line:
         if isinstance(node, OneNode):
             return lambda values: jnp.ones(positions.shape, values.slots.dtype)
         if node.gaussian and not node.scales:
-            return self._slot(Slot(node, channel, positions))
+            return self._slot(node, channel, positions)
         if not node.uniform or type(node) not in FOLLOWED:
             raise self._refused(node)
         return FOLLOWED[type(node)](self, node, channel, positions)
@@ -123,23 +139,24 @@ class Channel:
         first = self._refusal
         return NOT_SAMPLED.at(first.where, what=first.what, why=first.why, node=type(node).__name__, place=node.where)
 
-    def _slot(self, slot: Slot) -> Line:
-        start = self.width
-        self.slots.append(slot)
-        return lambda values: values.slots[..., start : start + slot.width]
+    def _slot(self, node: Node, channel: int, positions: np.ndarray) -> Line:
+        parts = self._read_at.setdefault((node, channel), [])
+        number = len(parts)
+        parts.append(positions)
+        return lambda values: _taken(values.slots, self._columns[node, channel][number])
 
     def _elementwise(self, node: Elementwise, channel: int, positions: np.ndarray) -> Line:
         if obstacle(node.chain) is not None:
             raise self._refused(node)
-        function, operand = callable_of(node.chain, custom_rules=True), self._number(node.operand, channel, positions)
-        return lambda values: function(values.lines[operand])
+        function, operand = callable_of(node.chain, custom_rules=True), self._at(node.operand, channel, positions)
+        return lambda values: function(operand(values))
 
     def _sum(self, node: Sum, channel: int, positions: np.ndarray) -> Line:
         factors = [self._coefficient(node, term, positions) for term in node.terms]
-        terms = [self._number(t.node, channel + t.start, _of_term(node, t, positions)) for t in node.terms]
+        terms = [self._at(t.node, channel + t.start, _of_term(node, t, positions)) for t in node.terms]
 
         def line(values: Values) -> jax.Array:
-            parts = (factor(values.read) * values.lines[term] for factor, term in zip(factors, terms, strict=True))
+            parts = (factor(values.read) * term(values) for factor, term in zip(factors, terms, strict=True))
             return sum(parts, jnp.zeros((), values.slots.dtype))
 
         return line
@@ -158,25 +175,25 @@ class Channel:
         return read_at
 
     def _product(self, node: Product, channel: int, positions: np.ndarray) -> Line:
-        one, two = (self._number(n, channel + c, positions) for n, c in zip(node.factors, node.starts, strict=True))
-        return lambda values: values.lines[one] * values.lines[two]
+        one, two = (self._at(n, channel + c, positions) for n, c in zip(node.factors, node.starts, strict=True))
+        return lambda values: one(values) * two(values)
 
     def _scaled(self, node: Scaled, channel: int, positions: np.ndarray) -> Line:
         if node.axes or node.shared or any(key == node.param.key for key, _ in node.leaves):
             raise self._refused(node)
-        operand = self._number(node.operand, channel + node.start, positions)
-        scale = self._slot(Slot(node, channel, np.zeros((len(positions), 1), int)))
-        return lambda values: scale(values) * values.lines[operand]
+        operand = self._at(node.operand, channel + node.start, positions)
+        scale = self._slot(node, channel, np.zeros((self.groups, 1), int))
+        return lambda values: scale(values) * operand(values)
 
     def _index_linear(self, node: IndexLinear, channel: int, positions: np.ndarray) -> Line:
         taps, weights = _rows(node, positions)
-        operand = self._number(node.operand, channel, taps.reshape(len(taps), -1))
-        return lambda values: (_of_taps(values.lines[operand], taps) * weights.astype(values.slots.dtype)).sum(-1)
+        operand = self._at(node.operand, channel, taps.reshape(self.groups, -1))
+        return lambda values: (_of_taps(operand(values), taps) * weights.astype(values.slots.dtype)).sum(-1)
 
     def _window_max(self, node: WindowMax, channel: int, positions: np.ndarray) -> Line:
         taps, inside = _windows(node, positions)
-        operand = self._number(node.operand, channel, taps.reshape(len(taps), -1))
-        return lambda values: jnp.where(inside, _of_taps(values.lines[operand], taps), -jnp.inf).max(-1)
+        operand = self._at(node.operand, channel, taps.reshape(self.groups, -1))
+        return lambda values: jnp.where(inside, _of_taps(operand(values), taps), -jnp.inf).max(-1)
 
 
 FOLLOWED: dict[type[Node], Callable[..., Line]] = {
@@ -189,8 +206,38 @@ FOLLOWED: dict[type[Node], Callable[..., Line]] = {
 }
 
 
+def _distinct(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What stands in each row, once and in ascending order, and in which column everything is found now.
+
+    Args:
+        positions: `[groups, k]`.
+
+    Returns:
+        distinct: `[groups, d]`; rows with fewer than d different elements repeat the last.
+        columns: `[groups, k]`, so that `take_along_axis(distinct, columns, 1)` is `positions`.
+    """
+    order = np.argsort(positions, axis=1, kind="stable")
+    ascending = np.take_along_axis(positions, order, 1)
+    rank = np.cumsum(np.diff(ascending, axis=1, prepend=ascending[:, :1]) != 0, axis=1)
+    distinct = np.repeat(ascending[:, -1:], rank.max(initial=0) + 1, 1)
+    columns = np.empty_like(rank)
+    np.put_along_axis(distinct, rank, ascending, 1)
+    np.put_along_axis(columns, order, rank, 1)
+    return distinct, columns
+
+
+def _taken(values: jax.Array, columns: np.ndarray) -> jax.Array:
+    """The elements `[..., groups, columns]` of values `[..., groups, k]`."""
+    first, k = columns[0], columns.shape[1]
+    if (columns != first).any():
+        return jnp.take_along_axis(values, jnp.asarray(columns).reshape((1,) * (values.ndim - 2) + columns.shape), -1)
+    if (first == np.arange(first[0], first[0] + k)).all():
+        return values[..., first[0] : first[0] + k]
+    return values[..., first]
+
+
 def _of_taps(found: jax.Array, taps: np.ndarray) -> jax.Array:
-    """Values at `taps.reshape(entries, -1)` on the axes of the taps."""
+    """Values at `taps.reshape(groups, -1)` on the axes of the taps."""
     return found.reshape((*found.shape[:-1], *taps.shape[1:]))
 
 
@@ -209,18 +256,21 @@ def _of_term(node: Sum, term: Term, positions: np.ndarray) -> np.ndarray:
 
 
 def _rows(node: IndexLinear, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The positions of the operand that a map reads, and their weights: `[entries, k, taps]`, some of weight 0."""
+    """The positions of the operand that a map reads, and their weights: `[groups, k, taps]`, some of weight 0."""
+    wanted, place = np.unique(positions, return_inverse=True)
     n = int(np.prod(node.operand.sizes))
     with jax.ensure_compile_time_eval():
         every = node.map.side(jnp.eye(n).reshape((*node.operand.sizes, n)))
-    rows = np.asarray(every).reshape(-1, n)[positions]
+    rows = np.asarray(every).reshape(-1, n)[wanted]
     taps = max(int((rows != 0).sum(-1).max(initial=0)), 1)
-    found = np.argsort(rows == 0, axis=-1, kind="stable")[..., :taps]
-    return found, np.take_along_axis(rows, found, -1)
+    found = np.argsort(rows == 0, axis=-1, kind="stable")[:, :taps]
+    weights = np.take_along_axis(rows, found, -1)
+    place = place.reshape(positions.shape)
+    return found[place], weights[place]
 
 
 def _windows(node: WindowMax, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The positions of each window, and which of them exist: `[entries, k, taps]`."""
+    """The positions of each window, and which of them exist: `[groups, k, taps]`."""
     sizes = node.operand.sizes
     found, inside = np.zeros((*positions.shape, 1), int), np.ones((*positions.shape, 1), bool)
     for window, size, place in zip(node.windows, sizes, coordinates(positions, node.sizes), strict=True):

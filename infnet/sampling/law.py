@@ -52,10 +52,10 @@ class JointLaw:
                 places.append(_Place(slot, number, side, self.width))
                 self.width += slot.width
         self._ntk, self._one_channel = ntk, len(channels) == 1
-        self._entries, self._split = channels[0].entries, channels[0].width
+        self._groups, self._split = channels[0].groups, channels[0].width
         self._asks: dict[Ask, int] = {}  # and where its moments start in the vector
         self._length = 1
-        self._index = np.zeros((self._entries, self.width, self.width), np.int32)
+        self._index = np.zeros((self._groups, self.width, self.width), np.int32)
         self._fields = [place for place in places if place.slot.scale is None]
         self._scales = [place for place in places if place.slot.scale is not None]
         for one, two in itertools.combinations_with_replacement(self._fields, 2):
@@ -78,7 +78,7 @@ class JointLaw:
         self._index[:, two.range, one.range] = np.swapaxes(found, 1, 2)
 
     def read(self, context: Any, results: Sequence[Any]) -> tuple[jax.Array, jax.Array]:
-        """The mean `[entries, width]` and covariance `[entries, width, width]`."""
+        """The mean `[groups, width]` and covariance `[groups, width, width]`."""
         mean = self._mean(context, results[len(self._asks) :])
         second = self._vector(context, [None if r is None else r.s for r in results[: len(self._asks)]])[self._index]
         # A second moment, less the product of the means.
@@ -86,7 +86,7 @@ class JointLaw:
 
     def _mean(self, context: Any, results: Sequence[Any]) -> jax.Array:
         found = dict(zip(self._means, results, strict=True))
-        mean = jnp.zeros((self._entries, self.width), context.dtype)
+        mean = jnp.zeros((self._groups, self.width), context.dtype)
         for place in (*self._fields, *self._scales):
             node = place.slot.node
             if isinstance(node, Scaled):
@@ -103,7 +103,7 @@ class JointLaw:
         return jnp.concatenate([zero, *flat])
 
     def tangents(self, context: Any, results: Sequence[Any]) -> jax.Array | None:
-        """The tangent kernels between slots of the first and of the last channel, `[entries, a, b]`; None for zero."""
+        """The tangent kernels between slots of the first and of the last channel, `[groups, a, b]`; None for zero."""
         blocks = [None if r is None else r.t for r in results[: len(self._asks)]]
         shared = [(one, two) for one in self._scales for two in self._scales if self._is_shared(one, two)]
         if not shared and all(b is None for b in blocks):
@@ -122,7 +122,7 @@ class JointLaw:
 
 
 def _layout(one: Slot, two: Slot) -> Layout:
-    """The smallest layout with all pairs of positions of two slots that meet in an entry."""
+    """The smallest layout with all pairs of positions of two slots that meet in a group."""
     full = Layout.full(one.node.sizes, two.node.sizes)
     offsets = []
     for (n, m, _), i, j in zip(full.axes, *_coordinates(one, two), strict=True):
@@ -132,7 +132,7 @@ def _layout(one: Slot, two: Slot) -> Layout:
 
 
 def _flat_index(layout: Layout, one: Slot, two: Slot) -> np.ndarray:
-    """Where a block holds the moments of two slots: indices of its flat elements, `[entries, k, l]`."""
+    """Where a block holds the moments of two slots: indices of its flat elements, `[groups, k, l]`."""
     index = np.zeros((len(one.positions), one.width, two.width), np.int32)
     for k, (offsets, i, j) in enumerate(zip(layout.offsets, *_coordinates(one, two), strict=True)):
         row = j if offsets is None else np.searchsorted(np.array(offsets), j - i)
@@ -142,7 +142,7 @@ def _flat_index(layout: Layout, one: Slot, two: Slot) -> np.ndarray:
 
 
 def _coordinates(one: Slot, two: Slot) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """For each pair of axes the positions of both slots, as arrays that broadcast to `[entries, k, l]`."""
+    """For each pair of axes the positions of both slots, as arrays that broadcast to `[groups, k, l]`."""
     i = coordinates(one.positions[:, :, None], one.node.sizes)
     j = coordinates(two.positions[:, None, :], two.node.sizes)
     longest = max(len(i), len(j))
@@ -151,7 +151,7 @@ def _coordinates(one: Slot, two: Slot) -> tuple[list[np.ndarray], list[np.ndarra
 
 
 def factored(covariance: jax.Array) -> jax.Array:
-    """L with L L^T = covariance, `[entries, d, d]`, positive semidefinite: equal examples have equal values.
+    """L with L L^T = covariance, `[groups, d, d]`, positive semidefinite: equal examples have equal values.
 
     Cholesky's factorisation column by column, where a column whose pivot is zero up to rounding is zero.
     """

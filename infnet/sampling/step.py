@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn
 
@@ -22,18 +23,19 @@ from jax import lax
 
 from infnet.errors import UnsupportedError, Where
 from infnet.errors.functions import DERIVATIVE_OF_SAMPLES, TOO_MANY_POSITIONS
-from infnet.layout import Layout
 from infnet.nodes import Elementwise, Node, WindowMax
 from infnet.plan import SAMPLED, Ask, AskKnown, AskMean, Moments, Request, Step
 from infnet.primitives.stored import stored
 from infnet.rules import rule
 from infnet.rules.linear import LINEAR
 from infnet.sampling.channel import Channel, Read
+from infnet.sampling.groups import Block, block_of, grouped, positions_of
 from infnet.sampling.law import JointLaw, factored
 from infnet.trace import Trace
 
-AT_ONCE = 32  # points that are held in memory at a time
-LIMIT = 2**31  # bytes for one pair of examples
+AT_ONCE = 32  # points that are held in memory at a time, or fewer, if they take more than
+COMFORTABLE = 2**28  # bytes for one pair of examples;
+LIMIT = 2**31  # and if one point takes more than this, there is an error
 
 
 def rule_or_sample(trace: Trace, too_slow: Mapping[int, UnsupportedError], request: Request) -> Step:
@@ -68,35 +70,49 @@ def _check_series(too_slow: Mapping[int, UnsupportedError], request: Request) ->
 
 
 def _moment_step(request: Ask, refusal: UnsupportedError) -> Step:
-    entries = math.prod(request.layout.shape)
-    _check_memory(refusal, entries, 2)
-    left, right = _positions(request.layout)
-    u = Channel(request.u, 0, left, refusal)
-    with_itself = request.u is request.v and not request.shift and len(set(request.side)) == 1
+    block = _block(request, refusal)
+    u = Channel(request.u, 0, block.left, refusal)
     channels, sides = [u], list(request.side)
-    if with_itself and request.layout.is_diagonal:
+    if _with_itself(request) and len(set(request.side)) == 1 and block.same:
         sides = sides[:1]
     else:
-        channels.append(Channel(request.v, request.shift, right, refusal))
-    numbers = _check_memory(refusal, entries, sum(channel.width for channel in channels))
+        channels.append(Channel(request.v, request.shift, block.right, refusal))
+    work = _Work.of(channels, (block.left.shape[1], block.right.shape[1]), request.ntk, refusal)
     law, fixed = JointLaw(channels, sides, request.ntk), _without_derivatives(request.u.where)
 
     def evaluate(context: Any, results: Sequence[Any]) -> Moments:
         tangents = law.tangents(context, results) if request.ntk else None
         mean, covariance = map(fixed, law.read(context, results))
         reads: list[Read] = [partial(context.read, side=side) for side in sides]
-        average = partial(_products, channels, reads, tangents is not None)
-        s, paths = _averages(average, mean, factored(covariance), context.normals(law.width))
-        t = None if tangents is None else (paths * tangents).sum((-1, -2))
-        return Moments(*(None if m is None else stored(m.reshape(request.layout.shape)) for m in (s, t)))
+        found = work.average(
+            partial(_products, channels, reads, tangents), mean, factored(covariance), context.normals(law.width)
+        )
+        entries = (None if m is None else m.reshape(-1)[block.entries].reshape(request.layout.shape) for m in found)
+        return Moments(*(None if m is None else stored(m) for m in entries))
 
-    return _step(request, law, channels, sides, evaluate, numbers)
+    return _step(request, law, channels, sides, evaluate, work)
+
+
+def _block(request: Ask, refusal: UnsupportedError) -> Block:
+    entries = math.prod(request.layout.shape)
+    _check_memory(refusal, entries, 2, 16 * entries)  # the least that there can be
+    left, right = positions_of(request.layout)
+    if _with_itself(request):
+        both = grouped(request.u, 0, np.concatenate([left, right]), refusal)
+        return block_of(request.layout, both, both)
+    one, two = grouped(request.u, 0, left, refusal), grouped(request.v, request.shift, right, refusal)
+    return block_of(request.layout, one, two)
+
+
+def _with_itself(request: Ask) -> bool:
+    return request.u is request.v and not request.shift
 
 
 def _mean_step(request: AskMean, refusal: UnsupportedError) -> Step:
     node = request.u
-    channel = Channel(node, 0, np.arange(math.prod(node.sizes)), refusal)
-    numbers = _check_memory(refusal, math.prod(node.sizes), channel.width)
+    groups = grouped(node, 0, np.arange(math.prod(node.sizes)), refusal)
+    channel = Channel(node, 0, groups.positions, refusal)
+    work = _Work.of([channel], groups.positions.shape[1:], False, refusal)
     law, fixed = JointLaw([channel], (request.side,), False), _without_derivatives(node.where)
 
     def evaluate(context: Any, results: Sequence[Any]) -> jax.Array:
@@ -105,9 +121,10 @@ def _mean_step(request: AskMean, refusal: UnsupportedError) -> Step:
         def average(values: jax.Array) -> jax.Array:
             return channel(partial(context.read, side=request.side), values).mean(0)
 
-        return _averages(average, mean, factored(covariance), context.normals(law.width)).reshape(node.sizes)
+        found = work.average(average, mean, factored(covariance), context.normals(law.width))
+        return found[groups.group, groups.column].reshape(node.sizes)
 
-    return _step(request, law, [channel], (request.side,), evaluate, numbers)
+    return _step(request, law, [channel], (request.side,), evaluate, work)
 
 
 def _step(
@@ -116,12 +133,14 @@ def _step(
     channels: Sequence[Channel],
     sides: Sequence[int],
     evaluate: Any,
-    numbers: int,
+    work: _Work,
 ) -> Step:
     reads = [AskKnown(f.var, side, f.sums) for c, side in zip(channels, sides, strict=True) for f in c.fields]
     node = request.u
     name = f"sampled {_name(node)}"
-    return Step(request, name, node.where, law.needs, evaluate, SAMPLED, tuple(dict.fromkeys(reads)), numbers=numbers)
+    return Step(
+        request, name, node.where, law.needs, evaluate, SAMPLED, tuple(dict.fromkeys(reads)), numbers=work.numbers
+    )
 
 
 def _name(node: Node) -> str:
@@ -130,61 +149,84 @@ def _name(node: Node) -> str:
     return "maximum" if isinstance(node, WindowMax) else type(node).__name__.lower()
 
 
-def _positions(layout: Layout) -> tuple[np.ndarray, np.ndarray]:
-    """The flat left and right position of each entry of a block, in row-major order."""
-    grid = np.indices(layout.shape).reshape(2 * len(layout.offsets), -1) if layout.shape else np.zeros((0, 1), int)
-    left, right = np.zeros(grid.shape[1], int), np.zeros(grid.shape[1], int)
-    for axis, (n, m, offsets) in enumerate(layout.axes):
-        r, i = grid[2 * axis], grid[2 * axis + 1]
-        j = r if offsets is None else np.clip(np.array(offsets)[r] + i, 0, n - 1)
-        left, right = left * n + i, right * m + j
-    return left, right
+@dataclass(frozen=True)
+class _Work:
+    """How an integral is computed.
+
+    Attributes:
+        at_once: points that are held in memory at a time.
+        numbers: what is held at a time for each pair of examples.
+    """
+
+    at_once: int
+    numbers: int
+
+    @classmethod
+    def of(cls, channels: Sequence[Channel], sizes: Sequence[int], ntk: bool, refusal: UnsupportedError) -> _Work:
+        """Of channels whose groups have these sizes; raises if there is too little memory for a single point."""
+        groups, width = channels[0].groups, sum(channel.width for channel in channels)
+        point = width + sum(sizes)  # the variables and the functions of them,
+        if ntk:  # and their derivatives, also times the tangent kernel
+            point += width * (sizes[0] + max(sizes))
+        constant = 4 * width**2 + 2 * math.prod(sizes)  # the covariance, how it is put together and its factor
+        at_once = AT_ONCE
+        while at_once > 1 and 4 * groups * at_once * point > COMFORTABLE:
+            at_once //= 2
+        numbers = groups * (constant + at_once * point)
+        _check_memory(refusal, groups, width, numbers)
+        return cls(at_once, numbers)
+
+    def average(self, of: Callable[[jax.Array], Any], mean: jax.Array, factor: jax.Array, points: jax.Array) -> Any:
+        """The mean over all points of what `of` returns of some Gaussian vectors, `[points, groups, width]`."""
+
+        def of_some(z: jax.Array) -> Any:
+            return of(mean + jnp.einsum("mij,nj->nmi", factor, z, precision=lax.Precision.HIGHEST))
+
+        def add(total: Any, z: jax.Array) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, of_some(z)), None
+
+        parts = points.reshape((-1, min(len(points), self.at_once), points.shape[1]))
+        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(of_some, parts[0]))
+        total, _ = lax.scan(add, zero, parts)
+        return jax.tree.map(lambda x: x / len(parts), total)
 
 
-def _check_memory(error: UnsupportedError, entries: int, width: int) -> int:
-    """The numbers that a step holds at a time for each pair of examples."""
-    numbers = entries * width * (AT_ONCE + width)
+def _check_memory(error: UnsupportedError, groups: int, width: int, numbers: int) -> None:
     if 4 * numbers > LIMIT:
         size = 4 * numbers / 2**30
         raise TOO_MANY_POSITIONS.at(
-            error.where, what=error.what, why=error.why, entries=entries, width=width, size=size
+            error.where, what=error.what, why=error.why, groups=groups, width=width, size=size
         ) from error
-    return numbers
-
-
-def _averages(average: Callable[[jax.Array], Any], mean: jax.Array, factor: jax.Array, points: jax.Array) -> Any:
-    """The mean over all points of what `average` returns of some Gaussian vectors, `[points, entries, width]`."""
-
-    def of_some(z: jax.Array) -> Any:
-        return average(mean + jnp.einsum("mij,nj->nmi", factor, z, precision=lax.Precision.HIGHEST))
-
-    def add(total: Any, z: jax.Array) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, of_some(z)), None
-
-    parts = points.reshape((-1, math.gcd(len(points), AT_ONCE), points.shape[1]))
-    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(of_some, parts[0]))
-    total, _ = lax.scan(add, zero, parts)
-    return jax.tree.map(lambda x: x / len(parts), total)
 
 
 def _products(
-    channels: Sequence[Channel], reads: Sequence[Read], derivatives: bool, values: jax.Array
+    channels: Sequence[Channel], reads: Sequence[Read], tangents: jax.Array | None, values: jax.Array
 ) -> tuple[jax.Array, jax.Array | None]:
-    """The means of f f' `[entries]`, and with `derivatives` of d_a f d_b f' `[entries, a, b]`."""
-    found, stop = [], 0
+    """The means of f f' and, with tangent kernels `[groups, a, b]`, of the sum of d_a f T_ab d_b f'.
+
+    Both are `[groups, k, l]`, for all pairs of functions f and f' of a group.
+    """
+    found: list[tuple[jax.Array, jax.Array | None]] = []
+    stop = 0
     for channel, read in zip(channels, reads, strict=True):
         start, stop = stop, stop + channel.width
-        own = values[..., start:stop]
-        if derivatives:
-            f, backward = jax.vjp(partial(channel, read), own)
-            found.append((f, backward(jnp.ones_like(f))[0]))
-        else:
-            found.append((channel(read, own), None))
+        function, own = partial(channel, read), values[..., start:stop]
+        found.append((function(own), None) if tangents is None else _with_derivatives(function, own))
     (f, df), (g, dg) = found[0], found[-1]
-    s = (f * g).mean(0)
-    if df is None or dg is None:
+    product = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
+    s = product("nmk,nml->mkl", f, g) / len(values)
+    if tangents is None or df is None or dg is None:
         return s, None
-    return s, jnp.einsum("nma,nmb->mab", df, dg, precision=lax.Precision.HIGHEST) / len(values)
+    weighted = product("nmka,mab->nmkb", df, tangents)
+    return s, product("nmkb,nmlb->mkl", weighted, dg) / len(values)
+
+
+def _with_derivatives(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The functions of each group `[..., k]`, and their derivatives in its variables, `[..., k, width]`."""
+    f, backward = jax.vjp(function, x)
+    each = jnp.eye(f.shape[-1], dtype=f.dtype)
+    derivatives = jax.vmap(lambda one: backward(jnp.broadcast_to(one, f.shape))[0], out_axes=-2)(each)
+    return f, derivatives
 
 
 def _without_derivatives(where: Where) -> Callable[[jax.Array], jax.Array]:
