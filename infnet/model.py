@@ -17,6 +17,7 @@ from infnet.flatten import trace_at_batch_sizes
 from infnet.independence import bodies, one_example
 from infnet.priors import Prior, Unreadable, check_readable, path_name
 from infnet.program import Program
+from infnet.reader import PriorFacts
 from infnet.rules import read
 from infnet.trace import Equation, Trace, needed_equations
 
@@ -91,11 +92,16 @@ class Model:
         traced = one_example(trace_at_batch_sizes(self._outputs, params, inputs), len(self.priors))
         if float64:
             _check_draws(traced)
-        nonzero_mean = frozenset(i for i, p in enumerate(self.priors) if np.any(np.asarray(p.mean)))
-        varying = {i: np.shape(p.std) for i, p in enumerate(self.priors) if np.size(p.std) > 1}
-        constant = frozenset(i for i, p in enumerate(self.priors) if not np.any(np.asarray(p.std)))
-        largest = tuple(float(np.max(np.asarray(p.std), initial=0)) for p in self.priors)
-        return read(traced, nonzero_mean, varying, constant, largest, cross=self.cross, law=kind.law, sampling=sampling)
+        return read(traced, self._facts(), cross=self.cross, law=kind.law, sampling=sampling)
+
+    def _facts(self) -> PriorFacts:
+        return PriorFacts(
+            nonzero_mean=frozenset(i for i, p in enumerate(self.priors) if np.any(np.asarray(p.mean))),
+            varying={i: np.shape(p.std) for i, p in enumerate(self.priors) if np.size(p.std) > 1},
+            constant=frozenset(i for i, p in enumerate(self.priors) if not np.any(np.asarray(p.std))),
+            largest_std=tuple(float(np.max(np.asarray(p.std), initial=0)) for p in self.priors),
+            kurtosis=tuple(float(p.kurtosis) if np.ndim(p.kurtosis) == 0 else None for p in self.priors),
+        )
 
     def _outputs(self, params: PyTree, *inputs: PyTree) -> list[jax.Array]:
         batch_axis = self.inputs.batch_axis

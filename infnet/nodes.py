@@ -79,7 +79,8 @@ class Param:
 
     `factors[d]` lists the leaf axes, with sizes, that axis d is made of: `axis` for a whole axis of the parameter's
     array, `("reversed", axis)` for one that is read backwards, other names for parts of one. An axis of the array that
-    is longer than its factors repeats the parameter.
+    is longer than its factors repeats the parameter. `kurtosis`: the excess kurtosis of its elements; None where it is
+    not the same for all.
     """
 
     key: ParamKey
@@ -87,6 +88,7 @@ class Param:
     scale: float = 1.0
     offset: float = 0.0
     mask: Mask | None = None
+    kurtosis: float | None = 0.0
 
     def ratio(self, other: Param) -> float:
         """The scale of this one, over that of another; 0 if that is 0, as what is multiplied by it is then."""
@@ -191,7 +193,10 @@ class GroupedConvolution(Contraction):
     """A depthwise or grouped convolution: every `channels` channels of `operand`, a group, have weights of their own.
 
     Groups do not become larger as the network becomes wide, so this is a Gaussian field of random variance.
+    `filters`: how many channels are made of each group.
     """
+
+    filters: int = field(kw_only=True)
 
 
 @dataclass(frozen=True, eq=False)

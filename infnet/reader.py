@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -54,25 +54,37 @@ NO_PARAM = ParamKey(-1)  # stands for all that makes an input random
 INHERITED = ("leaves", "gaussian", "zero_mean", "uniform", "scales")  # by linear maps of positions
 
 
+class PriorFacts(NamedTuple):
+    """What reading depends on of the priors, by the number of the parameter.
+
+    Attributes:
+        nonzero_mean: the parameters whose prior has a mean.
+        varying: the shape of the prior's standard deviation, for parameters where it is an array.
+        constant: the parameters that are not random at initialisation.
+        largest_std: the largest standard deviation of the elements of each parameter.
+        kurtosis: the excess kurtosis of the elements of each; None where they differ.
+    """
+
+    nonzero_mean: frozenset[int]
+    varying: Mapping[int, tuple[int, ...]]
+    constant: frozenset[int]
+    largest_std: tuple[float, ...]
+    kurtosis: tuple[float | None, ...]
+
+
 class Reader:
     """The state of reading one trace: the value of each variable, and what was made so far."""
 
     def __init__(
         self,
         trace: Trace,
-        nonzero_mean: frozenset[int],
-        varying: Mapping[int, tuple[int, ...]],
-        constant: frozenset[int],
-        largest_std: Sequence[float],
+        priors: PriorFacts,
         law: Law | None = None,
         sampling: bool = False,
     ):
         self.trace = trace
         self.sampling = sampling  # whether what has no closed form is read too
-        self.nonzero_mean = nonzero_mean
-        self.varying = varying
-        self.constant_params = constant
-        self.largest_std = largest_std
+        self.priors = priors
         self.fixed_scales: set[int] = set()
         self.remarks: list[str] = []
         self.zero_scores: dict[Equation, None] = {}  # products summed over channels that count as zero
@@ -94,7 +106,7 @@ class Reader:
             self.values[var] = Known(var, varies, constant=True)
         for leaf, var in enumerate(trace.param_inputs):
             factors = tuple(((d, n),) if n > 1 else () for d, n in enumerate(trace.shape(var)))
-            self.values[var] = Param(ParamKey(leaf), factors)
+            self.values[var] = Param(ParamKey(leaf), factors, kurtosis=priors.kurtosis[leaf])
 
     def _random_input(self, var: int, law: Law) -> Feature:
         """What another model returns, its channels on the last axis."""
@@ -334,7 +346,7 @@ class Reader:
         """Raise unless the prior of a parameter, and its mask, vary along these axes of its array at most."""
         if param.mask and any(n > 1 and axis not in axes for axis, n in enumerate(param.mask.shape)):
             raise WEIGHT_MASKED_ALONG_CHANNELS.of(equation)
-        shape = self.varying.get(param.key.leaf, param.mask.shape if param.mask else ())
+        shape = self.priors.varying.get(param.key.leaf, param.mask.shape if param.mask else ())
         if shape and param.key.slices:
             raise SLICE_OF_VARYING_WEIGHT.of(equation)
         if any(n > 1 and axis not in axes for axis, n in enumerate(shape)):

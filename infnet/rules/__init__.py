@@ -5,8 +5,6 @@ Reading rules register themselves in `reader.READS`; this is where they are all 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 import infnet.rules.contraction
 import infnet.rules.convolution
 import infnet.rules.custom
@@ -19,7 +17,7 @@ from infnet.errors.features import EMPTY_RESULT
 from infnet.errors.parameters import PARAMETER_THROUGH_OPERATION
 from infnet.kernel import Law
 from infnet.program import Known, Noise, Program, ScaledParam
-from infnet.reader import READS, Reader
+from infnet.reader import READS, PriorFacts, Reader
 from infnet.rules.channel_sums import read_known
 from infnet.rules.dropout import is_noise, read_dropout, read_noise
 from infnet.rules.elementwise import read_elementwise
@@ -31,10 +29,7 @@ from infnet.trace import Equation, Trace, is_elementwise, needed_equations
 
 def read(
     trace: Trace,
-    nonzero_mean: frozenset[int],
-    varying: Mapping[int, tuple[int, ...]],
-    constant: frozenset[int],
-    largest_std: Sequence[float],
+    priors: PriorFacts,
     *,
     cross: bool = False,
     law: Law | None = None,
@@ -44,10 +39,7 @@ def read(
 
     Args:
         trace: the program of one example.
-        nonzero_mean: the parameters whose prior has a mean.
-        varying: the shape of the prior's standard deviation, for parameters where it is an array.
-        constant: the parameters that are not random at initialisation.
-        largest_std: the largest standard deviation of the elements of each parameter.
+        priors: of its parameters.
         cross: also covariances between different outputs.
         law: of the input, where it is what another model returns.
         sampling: moments without a closed form are sampled, so a softmax of scores is read as a function of them.
@@ -55,7 +47,7 @@ def read(
     Raises:
         UnsupportedError: at the first operation that no rule reads.
     """
-    reader = Reader(trace, nonzero_mean, varying, constant, largest_std, law, sampling)
+    reader = Reader(trace, priors, law, sampling)
     for equation in needed_equations(trace, trace.outputs):
         reader.producer.update(dict.fromkeys(equation.outputs, equation))
         _check_not_empty(reader, equation)

@@ -230,7 +230,7 @@ def _size(reader: Reader, node: Node) -> float:
         size *= max(1.0, math.prod(node.operand.sizes) / math.prod(node.sizes))
         node = node.operand
     if isinstance(node, Contraction):
-        std = abs(node.param.scale) * reader.largest_std[node.param.key.leaf]
+        std = abs(node.param.scale) * reader.priors.largest_std[node.param.key.leaf]
         # Initialisers that scale with the number of weights make this 1, up to factors such as sqrt(2).
         size *= math.sqrt(node.channels) if std > node.channels**-0.25 else 1.0
     return size

@@ -176,7 +176,7 @@ class Weight:
 
 def check_weight(reader: Reader, equation: Equation, weight: Weight) -> None:
     """Raise unless the elements of a parameter have mean zero, and laws that differ along `weight.axes` at most."""
-    if weight.param.key.leaf in reader.nonzero_mean:
+    if weight.param.key.leaf in reader.priors.nonzero_mean:
         raise WEIGHT_WITH_MEAN.of(equation)
     reader.check_uniform(equation, weight.param, weight.axes)
 

@@ -162,6 +162,7 @@ def _grouped(
             channels=size,
             geometry=geometry,
             weight_axes=weight.axes,
+            filters=made,
         )
         segments.append(Segment(node, 0, groups * made))
     return tuple(segments)

@@ -49,7 +49,7 @@ def read_custom(reader: Reader, equation: Equation) -> None:
     for param in params:
         reader.check_uniform(equation, param, ())
         reader.use_param(equation, param.key, ("custom", operation, param.factors))
-    if params and (len(feature.segments) > 1 or any(p.key.leaf in reader.nonzero_mean for p in params)):
+    if params and (len(feature.segments) > 1 or any(p.key.leaf in reader.priors.nonzero_mean for p in params)):
         raise CUSTOM_PARAMETERS.of(equation, operation=operation)
 
     def applied(segment: Segment) -> Segment:

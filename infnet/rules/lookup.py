@@ -48,7 +48,7 @@ def read_lookup(reader: Reader, equation: Equation) -> None:
         where=equation.where,
         leaves=frozenset({(param.key, 0)}),
         gaussian=True,
-        zero_mean=param.key.leaf not in reader.nonzero_mean and not param.offset,
+        zero_mean=param.key.leaf not in reader.priors.nonzero_mean and not param.offset,
         param=param,
         indices=reader.field(indices, [*known_dims, []], [], (0, 1)),
         rows=shape[axis],

@@ -305,7 +305,7 @@ def _param_node(
         where=equation.where,
         leaves=frozenset({(key, 0)}),
         gaussian=True,
-        zero_mean=param.key.leaf not in reader.nonzero_mean and not param.offset,
+        zero_mean=param.key.leaf not in reader.priors.nonzero_mean and not param.offset,
         param=replace(param, key=key),
     )
     return node, tuple(axes)

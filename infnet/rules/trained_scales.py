@@ -78,7 +78,7 @@ def _scaled(
         key = ParamKey(key.leaf, (*key.slices, (-1, position, position + piece.width)))
     reader.use_param(equation, key, ("scale", param.factors))
     reader.check_uniform(equation, param, ())
-    fixed, node = key.leaf in reader.constant_params, piece.node
+    fixed, node = key.leaf in reader.priors.constant, piece.node
     if fixed:
         reader.fixed_scales.add(key.leaf)
     leaves = shifted(node.leaves, piece.start)
@@ -88,7 +88,7 @@ def _scaled(
         where=equation.where,
         leaves=leaves if fixed else leaves | {(key, 0)},
         gaussian=node.gaussian and fixed,
-        zero_mean=node.zero_mean or not (param.offset or key.leaf in reader.nonzero_mean),
+        zero_mean=node.zero_mean or not (param.offset or key.leaf in reader.priors.nonzero_mean),
         uniform=node.uniform,
         scales=node.scales | {key},
         operand=node,

@@ -7,8 +7,9 @@ the same Gaussian variables, as those of a softmax over tokens, are a *group*: t
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import jax
@@ -19,7 +20,21 @@ from infnet.activations.chains import obstacle
 from infnet.activations.pointwise import callable_of
 from infnet.errors import RefusalError, UnsupportedError
 from infnet.errors.functions import NOT_SAMPLED
-from infnet.nodes import Elementwise, Field, IndexLinear, Node, OneNode, ParamKey, Product, Scaled, Sum, Term, WindowMax
+from infnet.nodes import (
+    Elementwise,
+    Field,
+    GroupedConvolution,
+    IndexLinear,
+    Node,
+    OneNode,
+    Product,
+    Scaled,
+    Sum,
+    Term,
+    WindowMax,
+)
+from infnet.primitives.contraction import Window
+from infnet.sampling.weights import Weight, is_known
 
 Read = Callable[[Field], jax.Array]  # a Known variable as an array [*sizes, channels]
 
@@ -46,17 +61,12 @@ class Slot:
     """A Gaussian field at some positions: for group m at `positions[m]`, flat indices in ascending order.
 
     A group with fewer of them than another repeats the last. `channel`: of the field, relative to the channel of the
-    function. The node of a trained scale stands for the scale.
+    function. Or elements of a channel's own weights, at their flat indices.
     """
 
-    node: Node
+    source: Node | Weight
     channel: int
     positions: np.ndarray
-
-    @property
-    def scale(self) -> ParamKey | None:
-        """Which trained scale it is, if it is one: a constant, which is in the NTK."""
-        return self.node.param.key if isinstance(self.node, Scaled) else None
 
     @property
     def width(self) -> int:
@@ -87,7 +97,8 @@ class Channel:
         self._refusal = refusal
         self._lines: list[Line] = []
         self._numbers: dict[tuple[int, int, bytes], int] = {}
-        self._read_at: dict[tuple[Node, int], list[np.ndarray]] = {}  # positions of a slot, for each line that reads it
+        # The positions of a slot, for each line that reads it.
+        self._read_at: dict[tuple[Node | Weight, int], list[np.ndarray]] = {}
         self._result = self._at(node, channel, positions)
         self.slots, self._columns = self._settled()
 
@@ -114,15 +125,15 @@ class Channel:
         number = self._numbers[key]
         return lambda values: _taken(values.lines[number], columns)
 
-    def _settled(self) -> tuple[list[Slot], dict[tuple[Node, int], list[np.ndarray]]]:
+    def _settled(self) -> tuple[list[Slot], dict[tuple[Node | Weight, int], list[np.ndarray]]]:
         """The slots, and in which columns of all their values each line that reads one finds what it needs."""
         slots: list[Slot] = []
         columns = {}
-        for (node, channel), parts in self._read_at.items():
+        for (source, channel), parts in self._read_at.items():
             distinct, found = _distinct(np.concatenate(parts, 1))
             start = sum(slot.width for slot in slots)
-            slots.append(Slot(node, channel, distinct))
-            columns[node, channel] = np.split(start + found, np.cumsum([part.shape[1] for part in parts])[:-1], 1)
+            slots.append(Slot(source, channel, distinct))
+            columns[source, channel] = np.split(start + found, np.cumsum([part.shape[1] for part in parts])[:-1], 1)
         return slots, columns
 
     def _line(self, node: Node, channel: int, positions: np.ndarray) -> Line:
@@ -139,11 +150,21 @@ class Channel:
         first = self._refusal
         return NOT_SAMPLED.at(first.where, what=first.what, why=first.why, node=type(node).__name__, place=node.where)
 
-    def _slot(self, node: Node, channel: int, positions: np.ndarray) -> Line:
-        parts = self._read_at.setdefault((node, channel), [])
+    def _slot(self, source: Node | Weight, channel: int, positions: np.ndarray) -> Line:
+        parts = self._read_at.setdefault((source, channel), [])
         number = len(parts)
         parts.append(positions)
-        return lambda values: _taken(values.slots, self._columns[node, channel][number])
+        return lambda values: _taken(values.slots, self._columns[source, channel][number])
+
+    def _weight(self, node: Node, weight: Weight, channel: int) -> Line:
+        """All elements of the weight that belongs to a channel, `[..., groups, elements]`."""
+        param = weight.param
+        if not is_known(param.kurtosis) or param.mask is not None:
+            raise self._refused(node)
+        elements = np.arange(math.prod(weight.sizes))
+        drawn = replace(weight, param=replace(param, scale=1.0, offset=0.0))
+        slot = self._slot(drawn, channel, np.broadcast_to(elements, (self.groups, len(elements))))
+        return lambda values: param.scale * slot(values) + param.offset
 
     def _elementwise(self, node: Elementwise, channel: int, positions: np.ndarray) -> Line:
         if obstacle(node.chain) is not None:
@@ -179,11 +200,23 @@ class Channel:
         return lambda values: one(values) * two(values)
 
     def _scaled(self, node: Scaled, channel: int, positions: np.ndarray) -> Line:
-        if node.axes or node.shared or any(key == node.param.key for key, _ in node.leaves):
+        if node.axes or node.shared:
             raise self._refused(node)
         operand = self._at(node.operand, channel + node.start, positions)
-        scale = self._slot(node, channel, np.zeros((self.groups, 1), int))
+        scale = self._weight(node, Weight(node.param), channel)
         return lambda values: scale(values) * operand(values)
+
+    def _depthwise(self, node: GroupedConvolution, channel: int, positions: np.ndarray) -> Line:
+        if (node.channels, node.filters) != (1, 1):
+            raise self._refused(node)
+        windows = [window for window in node.geometry if window is not None]
+        taps, inside = _windows(node, windows, positions)
+        operand = self._at(node.operand, channel + node.start, taps.reshape(self.groups, -1))
+        filters = Weight(node.param, node.weight_axes, tuple(window.size for window in windows))
+        weights = self._weight(node, filters, channel)
+        return lambda values: (
+            jnp.where(inside, _of_taps(operand(values), taps), 0) * weights(values)[..., None, :]
+        ).sum(-1)
 
     def _index_linear(self, node: IndexLinear, channel: int, positions: np.ndarray) -> Line:
         taps, weights = _rows(node, positions)
@@ -191,7 +224,7 @@ class Channel:
         return lambda values: (_of_taps(operand(values), taps) * weights.astype(values.slots.dtype)).sum(-1)
 
     def _window_max(self, node: WindowMax, channel: int, positions: np.ndarray) -> Line:
-        taps, inside = _windows(node, positions)
+        taps, inside = _windows(node, node.windows, positions)
         operand = self._at(node.operand, channel, taps.reshape(self.groups, -1))
         return lambda values: jnp.where(inside, _of_taps(operand(values), taps), -jnp.inf).max(-1)
 
@@ -203,6 +236,7 @@ FOLLOWED: dict[type[Node], Callable[..., Line]] = {
     Scaled: Channel._scaled,
     IndexLinear: Channel._index_linear,
     WindowMax: Channel._window_max,
+    GroupedConvolution: Channel._depthwise,
 }
 
 
@@ -269,11 +303,13 @@ def _rows(node: IndexLinear, positions: np.ndarray) -> tuple[np.ndarray, np.ndar
     return found[place], weights[place]
 
 
-def _windows(node: WindowMax, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _windows(
+    node: WindowMax | GroupedConvolution, windows: Sequence[Window], positions: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """The positions of each window, and which of them exist: `[groups, k, taps]`."""
     sizes = node.operand.sizes
     found, inside = np.zeros((*positions.shape, 1), int), np.ones((*positions.shape, 1), bool)
-    for window, size, place in zip(node.windows, sizes, coordinates(positions, node.sizes), strict=True):
+    for window, size, place in zip(windows, sizes, coordinates(positions, node.sizes), strict=True):
         taps = window.stride * place[..., None] - window.low + window.dilation * np.arange(window.size)
         exists = (taps >= 0) & (taps < size)
         taps = np.clip(taps, 0, size - 1)

@@ -30,7 +30,7 @@ from infnet.rules import rule
 from infnet.rules.linear import LINEAR
 from infnet.sampling.channel import Channel, Read
 from infnet.sampling.groups import Block, block_of, grouped, positions_of
-from infnet.sampling.law import JointLaw, factored
+from infnet.sampling.law import JointLaw
 from infnet.trace import Trace
 
 AT_ONCE = 32  # points that are held in memory at a time, or fewer, if they take more than
@@ -84,9 +84,8 @@ def _moment_step(request: Ask, refusal: UnsupportedError) -> Step:
         tangents = law.tangents(context, results) if request.ntk else None
         mean, covariance = map(fixed, law.read(context, results))
         reads: list[Read] = [partial(context.read, side=side) for side in sides]
-        found = work.average(
-            partial(_products, channels, reads, tangents), mean, factored(covariance), context.normals(law.width)
-        )
+        products = partial(_products, channels, reads, tangents)
+        found = work.average(products, law.values(mean, covariance), context.normals(law.width))
         entries = (None if m is None else m.reshape(-1)[block.entries].reshape(request.layout.shape) for m in found)
         return Moments(*(None if m is None else stored(m) for m in entries))
 
@@ -121,7 +120,7 @@ def _mean_step(request: AskMean, refusal: UnsupportedError) -> Step:
         def average(values: jax.Array) -> jax.Array:
             return channel(partial(context.read, side=request.side), values).mean(0)
 
-        found = work.average(average, mean, factored(covariance), context.normals(law.width))
+        found = work.average(average, law.values(mean, covariance), context.normals(law.width))
         return found[groups.group, groups.column].reshape(node.sizes)
 
     return _step(request, law, [channel], (request.side,), evaluate, work)
@@ -176,17 +175,17 @@ class _Work:
         _check_memory(refusal, groups, width, numbers)
         return cls(at_once, numbers)
 
-    def average(self, of: Callable[[jax.Array], Any], mean: jax.Array, factor: jax.Array, points: jax.Array) -> Any:
-        """The mean over all points of what `of` returns of some Gaussian vectors, `[points, groups, width]`."""
+    def average(
+        self, of: Callable[[jax.Array], Any], values: Callable[[jax.Array], jax.Array], points: jax.Array
+    ) -> Any:
+        """The mean over all points of what `of` returns of `values(points)`."""
 
-        def of_some(z: jax.Array) -> Any:
-            return of(mean + jnp.einsum("mij,nj->nmi", factor, z, precision=lax.Precision.HIGHEST))
-
-        def add(total: Any, z: jax.Array) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, of_some(z)), None
+        def add(total: Any, some: jax.Array) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, of(values(some))), None
 
         parts = points.reshape((-1, min(len(points), self.at_once), points.shape[1]))
-        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(of_some, parts[0]))
+        shapes = jax.eval_shape(lambda some: of(values(some)), parts[0])
+        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         total, _ = lax.scan(add, zero, parts)
         return jax.tree.map(lambda x: x / len(parts), total)
 

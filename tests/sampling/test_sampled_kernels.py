@@ -135,15 +135,15 @@ def test_random_features_are_refused(kernel_fn):
 
 
 def test_what_is_no_function_of_single_channels_is_refused():
-    class Depthwise(nn.Module):
+    class Grouped(nn.Module):
         @nn.compact
         def __call__(self, x):
             h = nn.Conv(8, (3,))(x)
-            h = nn.relu(nn.Conv(8, (3,), feature_group_count=8)(h))
+            h = nn.relu(nn.Conv(8, (3,), feature_group_count=4)(h))
             return nn.Dense(1)(h.mean(1))
 
     with pytest.raises(UnsupportedError, match="and it cannot be sampled") as caught:
-        infnet_flax.kernel_fn(Depthwise(), np.ones((2, 5, 3), np.float32), on_unsupported="sample")
+        infnet_flax.kernel_fn(Grouped(), np.ones((2, 5, 3), np.float32), on_unsupported="sample")
     assert "GroupedConvolution" in caught.value.why
 
 

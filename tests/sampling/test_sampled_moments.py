@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import stdtrit
+from scipy.stats import truncnorm
 
 import infnet
 import infnet.sampling.step
@@ -228,6 +229,75 @@ def test_a_trained_scale_of_a_factor():
     assert_within_errors(found.ntk, WIDTH * share + 2 * 5 * share + share, largest=0.05)
 
 
+def draws(rng, law, std, *shape):
+    """Numbers of this standard deviation, as the initialisers of jax.nn draw them."""
+    if law == "uniform":
+        return rng.uniform(-1, 1, shape) * np.sqrt(3) * std
+    numbers = rng.standard_normal(shape)
+    if law == "truncated_normal":
+        while (outside := np.abs(numbers) > 2).any():
+            numbers[outside] = rng.standard_normal(outside.sum())
+        numbers /= truncnorm.std(-2, 2)
+    return std * numbers
+
+
+@pytest.mark.parametrize("law", ["normal", "truncated_normal", "uniform"])
+def test_an_activation_of_a_depthwise_convolution(law):
+    """tanh(sum of v_k relu(g_k)), each channel with a filter v of its own, whose law is seen."""
+    rng = np.random.RandomState(7)
+    x = rng.randn(2, 3, 4).astype(np.float32)
+    s = np.einsum("aic,bjc->aibj", x, x, dtype=np.float64) / 4
+    initial = nn.initializers.variance_scaling(4.0, "fan_in", law)
+
+    def init(key, x):
+        keys = jax.random.split(key, 3)
+        weights = {"w": dense(keys[0], 4, WIDTH), "r": dense(keys[2], WIDTH, 1)}
+        return {**weights, "v": initial(keys[1], (2, 1, WIDTH))}
+
+    def apply(p, x):
+        h = jax.nn.relu(x @ p["w"])
+        numbers = ("NWC", "WIO", "NWC")
+        groups = {"feature_group_count": WIDTH}
+        h = jax.lax.conv_general_dilated(h, p["v"], (1,), [(1, 0)], dimension_numbers=numbers, **groups)
+        return jnp.tanh(h).mean(1) @ p["r"]
+
+    more = infnet.Sampling(points=1024, replicates=8)
+    found = infnet.kernel_fn(apply, infnet.infer_priors(init, x), x, on_unsupported=more)(x, get=BOTH)
+    count, std = 2**18, np.sqrt(4 / 2)
+    g = rng.multivariate_normal(np.zeros(6), s.reshape(6, 6), count).reshape(count, 2, 3)
+    v = draws(rng, law, std, count, 2)
+    before = np.pad(relu(g), [(0, 0), (0, 0), (1, 0)])
+    f = v[:, 0, None, None] * before[..., :-1] + v[:, 1, None, None] * before[..., 1:]
+    h, slope = np.tanh(f).mean(-1), 1 - np.tanh(f) ** 2
+    in_filter = np.stack([(slope * before[..., k : k + 3]).mean(-1) for k in range(2)], -1)
+    later = np.pad(slope, [(0, 0), (0, 0), (0, 1)])[..., 1:]
+    in_field = step(g) * (v[:, 1, None, None] * slope + v[:, 0, None, None] * later) / 3
+    nngp = h[:, :, None] * h[:, None, :]
+    # As the model has them, gradients of a readout of width 8 and of 4 inputs are larger than with unit weights.
+    share = np.einsum("nai,nbj,aibj->nab", in_field, in_field, 4 * s) + np.einsum("nak,nbk->nab", in_filter, in_filter)
+    for estimate, m in zip(found, (nngp, WIDTH * nngp + share), strict=True):
+        assert_within_errors(estimate, m.mean(0), m.std(0) / np.sqrt(count), largest=0.03)
+
+
+def test_a_random_scale():
+    """relu(gamma * g) with gamma uniform on (0, 2), which each channel draws for itself."""
+    x, s = two_examples(8)
+
+    def init(key, x):
+        keys = jax.random.split(key, 3)
+        weights = {"w": dense(keys[0], 5, WIDTH), "r": dense(keys[2], WIDTH, 1)}
+        return {**weights, "scale": jax.random.uniform(keys[1], (WIDTH,), maxval=2.0)}
+
+    def apply(p, x):
+        return jax.nn.relu(p["scale"] * (x @ p["w"])) @ p["r"]
+
+    found = infnet.kernel_fn(apply, infnet.infer_priors(init, x), x, on_unsupported=SAMPLING)(x, get=BOTH)
+    # relu(gamma g) = gamma relu(g), and E gamma^2 = 4/3.
+    k, with_tangents = after_relu(s, 5 * s)
+    for estimate, exact in zip(found, (4 / 3 * k, WIDTH * 4 / 3 * k + 4 / 3 * (with_tangents - k) + k), strict=True):
+        assert_within_errors(estimate, exact, largest=0.03)
+
+
 # Against closed forms
 
 
@@ -282,21 +352,31 @@ class Attention(nn.Module):
         return nn.Dense(1, **options)(x.mean(1))
 
 
-def test_softmax_attention_over_the_root_of_a_heads_size():
+@pytest.mark.parametrize(("tokens", "count"), [(2, 2**17), (5, 2**13)])
+def test_softmax_attention_over_the_root_of_a_heads_size(tokens, count):
     """softmax(q k^T / sqrt(d)) v, whose scores are Gaussian for each head (Hron et al. 2020, arXiv:2006.10540)."""
     rng = np.random.RandomState(6)
-    x = rng.randn(2, 2, 5).astype(np.float32)
+    x = rng.randn(2, tokens, 5).astype(np.float32)
     kernel_fn = infnet_flax.kernel_fn(Attention(), x, on_unsupported=SAMPLING, parameterization="ntk")
     found = kernel_fn(x, get=BOTH)
     # Queries, keys and values: s, and the tangent kernels too. Scores over (example, query, key): s times s.
     s = np.einsum("aic,bjc->aibj", x, x, dtype=np.float64) / 5
     scores = np.einsum("aibj,akbl->aikbjl", s, s)
-    a = rng.multivariate_normal(np.zeros(8), scores.reshape(8, 8), 2**17).reshape(-1, 2, 2, 2)
+    n = 2 * tokens**2
+    a = rng.multivariate_normal(np.zeros(n), scores.reshape(n, n), count).reshape(-1, 2, tokens, tokens)
     p = np.exp(a) / np.exp(a).sum(-1, keepdims=True)
-    slope = p[..., :, None] * (np.eye(2) - p[..., None, :])  # of the weight of key k in the score of key l
-    of_weights = np.einsum("naik,nbjm->naikbjm", p, p)
-    along = np.einsum("naikl,nbjmo,ailbjo->naikbjm", slope, slope, 2 * scores)
-    nngp = np.einsum("naikbjm,akbm->nab", of_weights, s) / 4
-    ntk = np.einsum("naikbjm,akbm->nab", along, s) / 4 + 3 * nngp  # and of values, of the output and of the readout
+    slope = p[..., :, None] * (np.eye(tokens) - p[..., None, :])  # of the weight of key k in the score of key l
+    nngp = np.einsum("naik,nbjm,akbm->nab", p, p, s, optimize=True) / tokens**2
+    in_scores = np.einsum("naikl,nbjmo,ailbjo,akbm->nab", slope, slope, 2 * scores, s, optimize=True)
+    ntk = in_scores / tokens**2 + 3 * nngp  # and of values, of the output and of the readout
     for estimate, m in zip(found, (nngp, ntk), strict=True):
         assert_within_errors(estimate, m.mean(0), m.std(0) / np.sqrt(len(m)))
+
+
+def test_the_weights_of_all_keys_are_computed_from_the_scores_of_a_query():
+    """One integral over 2 x 8 scores for each pair of queries, and not for each of the 8 x 8 pairs of weights."""
+    x = np.zeros((2, 8, 5), np.float32)
+    kernel_fn = infnet_flax.kernel_fn(Attention(), x, on_unsupported=SAMPLING)
+    (step,) = [s for s in kernel_fn.computation.plan(("ntk",), (1, 2)).steps if s.sampled]
+    assert step.request.layout.shape == (8,) * 4
+    assert step.numbers < 4 * 8**6  # ten times as many, if each pair of weights had scores of its own
