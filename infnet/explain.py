@@ -15,7 +15,7 @@ from infnet.computation import Computation
 from infnet.context import Weights
 from infnet.execute import Given
 from infnet.explanation import Explanation, OutputError, Row
-from infnet.nodes import Contraction, GroupedConvolution, GroupSum, Node, Repeated
+from infnet.nodes import Contraction, Elementwise, GroupedConvolution, GroupSum, Node, ParamNode, Repeated
 from infnet.plan import Ask, Plan, Step
 from infnet.priors import Prior
 from infnet.running import Runner, Task
@@ -154,14 +154,20 @@ def _on_limits(subject: Subject, nodes: Sequence[Node]) -> list[str]:
             remarks.append(f"warning: a width below {NARROW} is far from the infinite-width limit")
     for node in nodes:
         if isinstance(node, Contraction) and not isinstance(node, GroupedConvolution) and not node.operand.leaves:
-            leaf = node.param.key.leaf
-            kurtosis = float(np.max(np.abs(subject.priors[leaf].kurtosis), initial=0.0))
-            if kurtosis:
-                remarks.append(
-                    f"{subject.paths[leaf]} has excess kurtosis {kurtosis:.3g} and meets the inputs directly: the "
-                    "first layer is Gaussian only up to kurtosis * sum x^4 / (sum x^2)^2"
-                )
+            first = "meets the inputs directly: the first layer is Gaussian only up to kurtosis * sum x^4 / (sum x^2)^2"
+            remarks += _on_law(subject, node.param.key.leaf, first)
+    arguments = {key.leaf for node in nodes if isinstance(node, Elementwise) for key, _ in node.operand.leaves}
+    for leaf in {node.param.key.leaf: None for node in nodes if isinstance(node, ParamNode)}:
+        if leaf in arguments:
+            added = "is added before a nonlinearity: its argument is Gaussian only up to kurtosis * std^4 / variance^2"
+            remarks += _on_law(subject, leaf, added)
     return remarks
+
+
+def _on_law(subject: Subject, leaf: int, use: str) -> list[str]:
+    """What follows from the use of a parameter that is not normal; nothing if it is."""
+    kurtosis = max(np.ravel(subject.priors[leaf].kurtosis), key=abs, default=0.0)
+    return [f"{subject.paths[leaf]} has excess kurtosis {kurtosis:.3g} and {use}"] if kurtosis else []
 
 
 def width_of(node: Node) -> int | None:

@@ -137,6 +137,20 @@ def test_text_fits_and_says_all(of_tokens):
     assert max(map(len, lines[: 2 + len(of_tokens.rows)])) <= 120
 
 
+def test_a_bias_that_is_not_normal_is_named_where_a_nonlinearity_follows():
+    class Biased(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            normal = nn.initializers.normal(1.0)
+            x = nn.relu(nn.Dense(8, kernel_init=normal, bias_init=nn.initializers.truncated_normal(0.5))(x))
+            x = nn.relu(nn.Dense(8, kernel_init=normal, bias_init=normal)(x))
+            return nn.Dense(1, kernel_init=normal, bias_init=nn.initializers.truncated_normal(0.5))(x)
+
+    x = np.ones((2, 3), np.float32)
+    (remark,) = [line for line in str(infnet_flax.kernel_fn(Biased(), x).explain()).splitlines() if "kurtosis" in line]
+    assert remark.startswith("Dense_0/bias has excess kurtosis -0.634 and is added before a nonlinearity")
+
+
 def test_html_is_escaped_and_has_no_colours_of_its_own():
     page = infnet_flax.kernel_fn(Function(lambda x: dense(2)(nn.relu(dense(4)(x)))), TOKENS).explain()._repr_html_()
     assert "&lt;lambda&gt;" in page
