@@ -25,6 +25,7 @@ from infnet.nodes import (
     Field,
     GroupedConvolution,
     IndexLinear,
+    KnownNode,
     Node,
     OneNode,
     Product,
@@ -139,7 +140,9 @@ class Channel:
     def _line(self, node: Node, channel: int, positions: np.ndarray) -> Line:
         if isinstance(node, OneNode):
             return lambda values: jnp.ones(positions.shape, values.slots.dtype)
-        if node.gaussian and not node.scales:
+        # The variance of a sum with a large constant, as a mask of -1e9, is lost in the rounding of its second moment.
+        follow = node.scales or (not node.zero_mean and type(node) in FOLLOWED)
+        if node.gaussian and not follow:
             return self._slot(node, channel, positions)
         if not node.uniform or type(node) not in FOLLOWED:
             raise self._refused(node)
@@ -186,14 +189,22 @@ class Channel:
         coefficient = term.coefficient
         if not isinstance(coefficient, Field):
             return lambda read: coefficient
-        self.fields[coefficient] = None
+        return self._constant(coefficient, node.sizes, positions)
+
+    def _constant(self, field: Field, sizes: tuple[int, ...], positions: np.ndarray) -> Callable[[Read], jax.Array]:
+        """A Known variable, the same for all channels, at positions of a node of these sizes."""
+        self.fields[field] = None
 
         def read_at(read: Read) -> jax.Array:
-            found = read(coefficient).mean(-1)
-            found = found.reshape((*found.shape, *(1,) * (len(node.sizes) - found.ndim)))
-            return jnp.broadcast_to(found, node.sizes).reshape(-1)[positions]
+            found = read(field).mean(-1)
+            found = found.reshape((*found.shape, *(1,) * (len(sizes) - found.ndim)))
+            return jnp.broadcast_to(found, sizes).reshape(-1)[positions]
 
         return read_at
+
+    def _known(self, node: KnownNode, channel: int, positions: np.ndarray) -> Line:
+        found = self._constant(node.field, node.sizes, positions)
+        return lambda values: found(values.read)
 
     def _product(self, node: Product, channel: int, positions: np.ndarray) -> Line:
         one, two = (self._at(n, channel + c, positions) for n, c in zip(node.factors, node.starts, strict=True))
@@ -237,6 +248,7 @@ FOLLOWED: dict[type[Node], Callable[..., Line]] = {
     IndexLinear: Channel._index_linear,
     WindowMax: Channel._window_max,
     GroupedConvolution: Channel._depthwise,
+    KnownNode: Channel._known,
 }
 
 

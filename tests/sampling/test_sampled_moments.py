@@ -342,29 +342,41 @@ def test_what_has_a_closed_form_agrees_with_it(model, shape, monkeypatch):
 
 
 class Attention(nn.Module):
-    """Linen's, as it is; its heads count as infinitely many."""
+    """Linen's, as it is; its heads count as infinitely many. `masked`: with this in place of scores of later keys."""
+
+    masked: float | None = None
 
     @nn.compact
     def __call__(self, x):
+        def attend(query, key, value, *, mask, **options):
+            if self.masked is None:
+                return nn.dot_product_attention(query, key, value, mask=mask)
+            scores = jnp.einsum("nqhd,nkhd->nhqk", query, key) / np.sqrt(query.shape[-1])
+            scores = jnp.where(np.tri(x.shape[1], dtype=bool), scores, self.masked)
+            return jnp.einsum("nhqk,nkhd->nqhd", jax.nn.softmax(scores), value)
+
         normal = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
         options = {"kernel_init": normal, "use_bias": False}
-        x = nn.MultiHeadDotProductAttention(num_heads=4, qkv_features=8, **options)(x)
+        x = nn.MultiHeadDotProductAttention(num_heads=4, qkv_features=8, attention_fn=attend, **options)(x)
         return nn.Dense(1, **options)(x.mean(1))
 
 
-@pytest.mark.parametrize(("tokens", "count"), [(2, 2**17), (5, 2**13)])
-def test_softmax_attention_over_the_root_of_a_heads_size(tokens, count):
+@pytest.mark.parametrize(
+    ("tokens", "count", "masked"), [(2, 2**17, None), (5, 2**13, None), (3, 2**15, -1e9), (3, 2**15, -np.inf)]
+)
+def test_softmax_attention_over_the_root_of_a_heads_size(tokens, count, masked):
     """softmax(q k^T / sqrt(d)) v, whose scores are Gaussian for each head (Hron et al. 2020, arXiv:2006.10540)."""
     rng = np.random.RandomState(6)
     x = rng.randn(2, tokens, 5).astype(np.float32)
-    kernel_fn = infnet_flax.kernel_fn(Attention(), x, on_unsupported=SAMPLING, parameterization="ntk")
-    found = kernel_fn(x, get=BOTH)
+    model = Attention(masked)
+    found = infnet_flax.kernel_fn(model, x, on_unsupported=SAMPLING, parameterization="ntk")(x, get=BOTH)
     # Queries, keys and values: s, and the tangent kernels too. Scores over (example, query, key): s times s.
     s = np.einsum("aic,bjc->aibj", x, x, dtype=np.float64) / 5
     scores = np.einsum("aibj,akbl->aikbjl", s, s)
     n = 2 * tokens**2
     a = rng.multivariate_normal(np.zeros(n), scores.reshape(n, n), count).reshape(-1, 2, tokens, tokens)
-    p = np.exp(a) / np.exp(a).sum(-1, keepdims=True)
+    p = np.exp(a) if masked is None else np.exp(a) * np.tri(tokens)
+    p /= p.sum(-1, keepdims=True)
     slope = p[..., :, None] * (np.eye(tokens) - p[..., None, :])  # of the weight of key k in the score of key l
     nngp = np.einsum("naik,nbjm,akbm->nab", p, p, s, optimize=True) / tokens**2
     in_scores = np.einsum("naikl,nbjmo,ailbjo,akbm->nab", slope, slope, 2 * scores, s, optimize=True)
