@@ -3,10 +3,12 @@
 import ast
 import re
 
+import numpy as np
 import pytest
 from documents import ROOT
 from refusal_page import PAGE, names, raised, sections
 
+import infnet
 from infnet.errors import CATALOGUE, Refusal, UnsupportedError, Where, programs
 
 TEXT = PAGE.read_text()
@@ -26,6 +28,22 @@ def test_the_page_shows_what_is_raised(name, defined):
     assert error is not None
     assert error.refusal is CATALOGUE[name]
     assert f"{error}\n" == section.text
+
+
+@pytest.mark.parametrize("name", [name for name, entry in CATALOGUE.items() if entry.sampled])
+def test_what_offers_to_sample_can_be_sampled(name, defined):
+    found = []
+
+    def kernel(body, x, get=None, **options):
+        few = infnet.Sampling(points=16, replicates=2)
+        kernel_fn = defined["infnet_flax"].kernel_fn(defined["Model"](body), x, on_unsupported=few, **options)
+        found.append(kernel_fn(x[:1], get=("nngp", "ntk")))
+
+    assert raised(SECTIONS[name], {**defined, "kernel": kernel}) is None
+    (estimates,) = found
+    for estimate in estimates:
+        assert np.isfinite(estimate.mean).all()
+        assert np.asarray(estimate.standard_error).any()
 
 
 def test_the_page_has_every_entry_once_in_the_order_of_the_catalogue():
