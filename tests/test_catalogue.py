@@ -9,7 +9,9 @@ from documents import ROOT
 from refusal_page import PAGE, names, raised, sections
 
 import infnet
+from infnet import nodes
 from infnet.errors import CATALOGUE, Refusal, UnsupportedError, Where, programs
+from infnet.rules.words import WORDS
 
 TEXT = PAGE.read_text()
 SECTIONS = {section.name: section for section in sections(TEXT)}
@@ -77,6 +79,12 @@ def test_the_calls_in_a_remedy_run_as_they_are(defined):
     assert of_functions.ntk.mean.shape == (2, 1, 1, 1, 1, 1)
     assert of_functions.ntk.mean.tolist() == of_model.ntk.mean.tolist()
     assert of_functions.ntk.n_samples == 100
+
+
+def test_every_kind_of_node_has_words_in_errors():
+    named_by_their_functions = {nodes.Elementwise, nodes.Custom}
+    kinds = {kind for kind in vars(nodes).values() if isinstance(kind, type) and issubclass(kind, nodes.Node)}
+    assert set(WORDS) == kinds - {nodes.Node} - named_by_their_functions
 
 
 def test_facts_are_filled_in_and_the_operation_is_named():

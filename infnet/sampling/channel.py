@@ -20,6 +20,7 @@ from infnet.activations.pointwise import callable_of
 from infnet.errors import RefusalError, UnsupportedError
 from infnet.errors.functions import NOT_SAMPLED
 from infnet.nodes import Elementwise, Field, IndexLinear, Node, OneNode, ParamKey, Product, Scaled, Sum, Term, WindowMax
+from infnet.rules.words import in_words
 
 Read = Callable[[Field], jax.Array]  # a Known variable as an array [*sizes, channels]
 
@@ -137,7 +138,7 @@ class Channel:
     def _refused(self, node: Node) -> RefusalError:
         """The error for a node that is no function of single channels."""
         first = self._refusal
-        return NOT_SAMPLED.at(first.where, what=first.what, why=first.why, node=type(node).__name__, place=node.where)
+        return NOT_SAMPLED.at(first.where, what=first.what, why=first.why, node=in_words(node), place=node.where)
 
     def _slot(self, node: Node, channel: int, positions: np.ndarray) -> Line:
         parts = self._read_at.setdefault((node, channel), [])
