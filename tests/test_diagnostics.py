@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from scipy import special
 
 import infnet
@@ -328,9 +329,9 @@ def test_the_spectrum_and_the_labels_along_it():
 
 
 def test_pictures(tmp_path, monkeypatch, diagram, correlations):
-    pytest.importorskip("matplotlib")
     path = tmp_path / "new" / "picture.png"
     drawn = plot.phase_diagram(diagram, path)
+    assert isinstance(drawn, Figure)
     assert path.stat().st_size > 10_000
     assert {text.get_text() for text in drawn.axes[0].texts} == {"ordered", "chaotic"}
     for text in drawn.axes[0].texts:
