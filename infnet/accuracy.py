@@ -125,4 +125,11 @@ def raise_not_finite(computation: Computation, plan: Plan, weights: Weights, giv
             "  remedy: smaller weights or inputs, a normalisation between the layers, or float64 "
             "(`jax.config.update('jax_enable_x64', True)`, or precision=\"highest\" if the result fits)"
         )
-    raise NumericalError("the kernel is not finite, although every step of its first such pair is")
+    output = plan.steps[-1]
+    raise NumericalError(
+        "the kernel is not finite\n"
+        f"  where:  {output.where}, or a layer before it\n"
+        "  why:    the inputs are finite, and so is each step by itself of the first pair of examples for which the "
+        f"kernel is not: compiled together, they do not fit into {jnp.dtype(computation.dtype).name}\n"
+        '  remedy: smaller weights or inputs, or precision="highest"'
+    )

@@ -218,7 +218,8 @@ class Runner:
                 f"the kernel of a layer has a relative error of up to {error:.2g}, above tol={self._options.tol:g}\n"
                 "  why:    a series has too few terms for the variances of these examples (with q_max= below them), or "
                 "rounding errors are this large (a bounded piecewise activation at large variances)\n"
-                '  remedy: precision="highest", a larger q_max=, smaller weights, or a larger tol='
+                '  remedy: precision="highest", a larger q_max=, smaller weights, or a larger tol=; with that, '
+                "explain(x) shows the error of each layer"
             )
 
     def _raise_not_finite(
@@ -250,9 +251,8 @@ class Runner:
         for x in (x1, x2):
             if x is not None and not abstract and not traced:
                 in_parts(lambda part: self.settle(weights, kind, part), x)
-        if (
-            BY_PARAM in names or self._widens(kind) or self._options.sampling
-        ):  # these stand around the whole computation
+        # These stand around the whole computation.
+        if BY_PARAM in names or self._widens(kind) or self._options.sampling:
             pair, own = (self.function(Task("matrix", names, symmetric), kind) for symmetric in (False, True))
             block = OneStage(names, pair, own)
             return Stages(x1, x1 if x2 is None else x2, block, block.own)

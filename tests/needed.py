@@ -1,4 +1,7 @@
-"""Which optional packages a test file needs, read off its imports; those that need a missing one are left out."""
+"""Which optional packages a test file needs, read off its imports; those that need a missing one are left out.
+
+So a test imports what it needs, also what only infnet uses, and never asks pytest whether it is there.
+"""
 
 import ast
 import importlib.util

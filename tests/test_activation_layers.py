@@ -123,6 +123,8 @@ def test_tolerance_and_largest_variance_can_be_given():
     fixed = kernel_of(lambda p, x: jnp.tanh(x @ p[0]) @ p[2], q_max=0.5)
     with pytest.raises(NumericalError, match="a larger q_max="):
         fixed(inputs(3.0))
+    allowed = kernel_of(lambda p, x: jnp.tanh(x @ p[0]) @ p[2], q_max=0.5, tol=1.0)
+    assert max(row.error or 0.0 for row in allowed.explain(inputs(3.0)).rows) > 1e-5  # as that error's remedy says
     for options in ({"tol": 0.0}, {"tol": "small"}, {"q_max": -1.0}, {"q_max": 0.0}, {"precision": "high"}):
         with pytest.raises(InputError, match=next(iter(options))):
             kernel_of(lambda p, x: jnp.tanh(x @ p[0]) @ p[2], **options)

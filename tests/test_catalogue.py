@@ -3,11 +3,15 @@
 import ast
 import re
 
+import numpy as np
 import pytest
 from documents import ROOT
 from refusal_page import PAGE, names, raised, sections
 
+import infnet
+from infnet import nodes
 from infnet.errors import CATALOGUE, Refusal, UnsupportedError, Where, programs
+from infnet.rules.words import WORDS
 
 TEXT = PAGE.read_text()
 SECTIONS = {section.name: section for section in sections(TEXT)}
@@ -26,6 +30,22 @@ def test_the_page_shows_what_is_raised(name, defined):
     assert error is not None
     assert error.refusal is CATALOGUE[name]
     assert f"{error}\n" == section.text
+
+
+@pytest.mark.parametrize("name", [name for name, entry in CATALOGUE.items() if entry.sampled])
+def test_what_offers_to_sample_can_be_sampled(name, defined):
+    found = []
+
+    def kernel(body, x, get=None, **options):
+        few = infnet.Sampling(points=16, replicates=2)
+        kernel_fn = defined["infnet_flax"].kernel_fn(defined["Model"](body), x, on_unsupported=few, **options)
+        found.append(kernel_fn(x[:1], get=("nngp", "ntk")))
+
+    assert raised(SECTIONS[name], {**defined, "kernel": kernel}) is None
+    (estimates,) = found
+    for estimate in estimates:
+        assert np.isfinite(estimate.mean).all()
+        assert np.asarray(estimate.standard_error).any()
 
 
 def test_the_page_has_every_entry_once_in_the_order_of_the_catalogue():
@@ -59,6 +79,12 @@ def test_the_calls_in_a_remedy_run_as_they_are(defined):
     assert of_functions.ntk.mean.shape == (2, 1, 1, 1, 1, 1)
     assert of_functions.ntk.mean.tolist() == of_model.ntk.mean.tolist()
     assert of_functions.ntk.n_samples == 100
+
+
+def test_every_kind_of_node_has_words_in_errors():
+    named_by_their_functions = {nodes.Elementwise, nodes.Custom}
+    kinds = {kind for kind in vars(nodes).values() if isinstance(kind, type) and issubclass(kind, nodes.Node)}
+    assert set(WORDS) == kinds - {nodes.Node} - named_by_their_functions
 
 
 def test_facts_are_filled_in_and_the_operation_is_named():

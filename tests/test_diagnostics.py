@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from scipy import special
 
 import infnet
@@ -216,6 +217,23 @@ def test_correlations_that_are_not_known_are_missing():
     assert np.isnan(found.input_correlation)
 
 
+@pytest.mark.parametrize(
+    ("options", "known"),
+    [
+        ({}, [[True, True, False, False], [False] * 4]),  # terms for the variance of the examples, 0.015
+        ({"q_max": 4.0, "tol": 1e-4}, [[True, True, True, False]] * 2),
+    ],
+)
+def test_correlations_that_a_series_does_not_give_are_missing(options, known):
+    """The variance of the argument of tanh is w_scale^2 / 200 + b_std^2."""
+    shapes = {"w": (3**-0.5, (3, 8)), "b": (0.1, (8,)), "v": (8**-0.5, (8, 1))}
+    priors = {name: infnet.Prior(0.0, std, shape=shape, dtype=jnp.float32) for name, (std, shape) in shapes.items()}
+    kernel_fn = infnet.kernel_fn(lambda p, x: jnp.tanh(x @ p["w"] + p["b"]) @ p["v"], priors, X / 20, **options)
+    found = diagnostics.correlation_diagram(kernel_fn, X / 20, [1.0, 10.0, 20.0, 60.0], [0.0, 1.0], weights="w")
+    assert np.isfinite(found.correlation).tolist() == known
+    assert np.isfinite(found.variance).all()
+
+
 def test_bad_models_for_correlations(model):
     with pytest.raises(InputError, match="matches no parameter"):
         diagnostics.correlation_diagram(model, (X,), [1.0, 2.0], [0.0, 1.0], weights="*nothing")
@@ -328,9 +346,9 @@ def test_the_spectrum_and_the_labels_along_it():
 
 
 def test_pictures(tmp_path, monkeypatch, diagram, correlations):
-    pytest.importorskip("matplotlib")
     path = tmp_path / "new" / "picture.png"
     drawn = plot.phase_diagram(diagram, path)
+    assert isinstance(drawn, Figure)
     assert path.stat().st_size > 10_000
     assert {text.get_text() for text in drawn.axes[0].texts} == {"ordered", "chaotic"}
     for text in drawn.axes[0].texts:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from finite import Function, dense, examples
 from flax import linen as nn
+from rich.console import Console
 
 import infnet_flax
 from infnet.errors import InputError
@@ -161,9 +162,8 @@ def test_html_is_escaped_and_has_no_colours_of_its_own():
 
 
 def test_in_a_terminal_with_rich(of_tokens):
-    rich_console = pytest.importorskip("rich.console")
     output = io.StringIO()
-    rich_console.Console(file=output, width=140).print(of_tokens)
+    Console(file=output, width=140).print(of_tokens)
     text = output.getvalue()
     assert all(f" {row.rule} " in text for row in of_tokens.rows)
     assert all(remark[:60] in text for remark in of_tokens.remarks)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tqdm.auto
 from finite import examples
 from quick import quick_keys
 
@@ -176,7 +177,6 @@ def test_in_tiles(options):
 
 
 def test_a_bar_counts_networks(kernel_fn, capsys, monkeypatch):
-    pytest.importorskip("tqdm")
     shown = kernel_fn.with_samples(KEYS[0], 20, progress=True)(X1)
     assert "20/20" in capsys.readouterr().err
     silent = kernel_fn.with_samples(KEYS[0], 20)(X1)
@@ -185,7 +185,7 @@ def test_a_bar_counts_networks(kernel_fn, capsys, monkeypatch):
         one, other = getattr(shown, name), getattr(silent, name)
         np.testing.assert_allclose(one.mean, other.mean, rtol=1e-5)
         np.testing.assert_allclose(one.standard_error, other.standard_error, rtol=1e-4)
-    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
+    monkeypatch.setitem(sys.modules, tqdm.auto.__name__, None)
     with pytest.raises(InputError, match="needs tqdm"):
         kernel_fn.with_samples(KEYS[0], 2, progress=True)(X1)
 

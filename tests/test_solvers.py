@@ -317,6 +317,14 @@ def test_bad_entries_are_named(matrices, make):
         SOLVERS["cholesky"].prepare(make(kernel), NOISE)
 
 
+def test_products_that_overflow_are_named(matrices):
+    system = SOLVERS["rpcholesky"].prepare(matrices["float64"], NOISE)
+    largest = np.zeros((N, 1))
+    largest[5:7] = np.finfo(float).max
+    with np.errstate(over="ignore"), pytest.raises(NumericalError, match=r"not finite in row \d+: .*divide it"):
+        system.matmul(largest)
+
+
 def test_entries_that_a_function_computes_are_named_too(points):
     points = points.astype(np.float32)
     points[11] = np.nan

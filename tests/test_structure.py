@@ -71,6 +71,12 @@ def test_import_infnet_is_light():
     assert result.stdout.strip() == "[]"
 
 
+def test_test_files_need_packages_by_importing_them():
+    """As `tests/needed.py` reads them: what a test skips by itself is not noticed by whoever has no such package."""
+    for path in (ROOT / "tests").rglob("*.py"):
+        assert not [n for n in ast.walk(ast.parse(path.read_text())) if getattr(n, "attr", "") == "importorskip"], path
+
+
 def test_no_file_is_a_burden():
     long = {p: n for p in ROOT.glob("infnet*/**/*.py") if (n := len(p.read_text().splitlines())) > 450}
     assert not long

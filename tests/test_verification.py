@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from finite import examples
+from matplotlib.figure import Figure
 from quick import quick_keys
 from scipy import stats
 
@@ -230,7 +231,6 @@ def test_refusals():
 
 
 def test_the_picture(tmp_path, monkeypatch):
-    pytest.importorskip("matplotlib")
     shape = (2, 2)
     rng = np.random.RandomState(0)
     errors = np.full((3, *shape), 0.01)
@@ -246,6 +246,7 @@ def test_the_picture(tmp_path, monkeypatch):
     report = infnet.Verification(comparisons, (1.0, 2.0, 4.0), (9, 8, 7), 1e-3, 4.0, 0.05, ("a remark",), True)
     path = tmp_path / "new" / "picture.png"
     figure = report.plot(path)
+    assert isinstance(figure, Figure)
     assert path.stat().st_size > 10_000
     assert len(figure.axes) == 4  # two kernels, one share, and the scores of all
     assert figure.get_suptitle() == report.verdict

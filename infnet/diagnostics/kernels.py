@@ -62,7 +62,7 @@ def label_columns(labels: Any) -> np.ndarray:
         )
     if classes:
         return (array[:, None] == np.unique(array)).astype(np.float64)
-    require_finite(array, "labels")
+    require_finite(array, "labels", of_kernel=False)
     return array.reshape(len(array), -1).astype(np.float64)
 
 

@@ -27,8 +27,8 @@ class CorrelationDiagram:
         w_scale: by what the weights of the model are multiplied, `(m,)`.
         b_std: the standard deviation of biases, `(k,)`.
         correlation: of the outputs for two inputs, `(k, m)` float64; NaN where a variance is 0 or not finite, or where
-            the series of an activation is not accurate enough.
-        variance: of the output for the first input, `(k, m)`.
+            the series of an activation may be off by more than `tol`, as beyond the variances that it was made for.
+        variance: of the output for the first input, `(k, m)`; finite there too, as it is no series.
         input_correlation: the cosine of the angle between both inputs; NaN if one of them is zero.
     """
 
@@ -53,6 +53,11 @@ def correlation_diagram(
 
     In deep ordered networks it goes to 1, whatever the inputs; in chaotic ones small differences grow (Poole et al.
     2016, arXiv:1606.05340). It is that of the model as it is: of its depth, its residual connections and its norms.
+
+    An activation without a closed form, such as tanh, is a series with as many terms as the example inputs of
+    `kernel_fn` need at the model's own weights, or as variances up to its `q_max` need. Its error grows with the
+    variances; where they come to be so large that it may be above `tol`, the correlation is NaN. To see more, make
+    `kernel_fn` with a larger `q_max=`, and a `tol=` that can be reached there; or accept a larger `tol`.
 
     Args:
         kernel_fn: an `infnet.KernelFn`, whose hyperparameters are those of the model.

@@ -30,7 +30,6 @@ TWO_NONLINEARITIES = Refusal(
 UNKNOWN_PAIR = Refusal(
     "the joint moment of {one} and {two}",
     "the two depend on each other, and infnet has no rule for their moment yet",
-    sampled=True,
 )
 NO_CLOSED_FORM = Refusal(
     "the activation `{name}` has no known closed form yet",

@@ -179,7 +179,6 @@ NTK_OF_SCALE_BEHIND_NONLINEARITY = Refusal(
     "the NTK of this model: a trained scale reaches a nonlinearity other than by sums and maps of positions",
     _RANDOM_DERIVATIVES,
     _NNGP,
-    sampled=True,
 )
 NTK_OF_SCALE_NOT_PER_CHANNEL = Refusal(
     "the NTK of this model: before a nonlinearity, a trained scale that is not one number per channel",

@@ -11,6 +11,7 @@ import numpy as np
 from infnet.errors import InputError, NumericalError
 from infnet.kernel import Law
 from infnet.predict.axes import OutputAxes
+from infnet.solvers.operators import NOT_FINITE
 
 Array = jax.Array
 
@@ -75,17 +76,16 @@ def real(x: Any, label: str) -> Array:
     return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float)
 
 
-def require_finite(array: Array | np.ndarray, label: str) -> None:
-    """Raise `NumericalError` with the first indices that are not finite."""
+def require_finite(array: Array | np.ndarray, label: str, of_kernel: bool = True) -> None:
+    """Raise `NumericalError` with the first indices that are not finite; of a kernel, or of features, or not."""
     if is_traced(array):
         return
     bad = np.argwhere(~np.isfinite(np.asarray(array)))
     if len(bad):
         where = ", ".join(str(tuple(int(i) for i in index)) for index in bad[:3])
+        remedy = NOT_FINITE if of_kernel else "No prediction follows from them: leave out what is missing."
         raise NumericalError(
-            f"{label} contains {len(bad)} number(s) that are not finite, the first at {where}. An "
-            "input that is not finite, or that overflows in the network, makes its whole row and "
-            "column of the kernel so."
+            f"{label} contains {len(bad)} number(s) that are not finite, the first at {where}. {remedy}"
         )
 
 
@@ -123,7 +123,7 @@ def targets(y: Any, n: int, dtype: Any) -> Array:
             f"y_train must have shape (n, …) with n = {n}, the number of training points in "
             f"k_train_train; got {array.shape}."
         )
-    require_finite(array, "y_train")
+    require_finite(array, "y_train", of_kernel=False)
     return array.astype(dtype)
 
 
@@ -146,7 +146,7 @@ def noise_variances(noise: Any, axes: OutputAxes, n: int) -> Array:
             f"noise must be one variance, or that of each of the n = {n} training points, of shape ({n},){each}; "
             f"got shape {array.shape}."
         )
-    require_finite(array, "noise")
+    require_finite(array, "noise", of_kernel=False)
     if not is_traced(array) and bool((array < 0).any()):
         raise InputError(f"noise must be variances, not negative; the smallest is {array.min()}.")
     padded = array.reshape(array.shape + (1,) * (len(shape) - array.ndim) if array.ndim else ())

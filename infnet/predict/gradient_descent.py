@@ -311,7 +311,7 @@ class LossTraining:
                 "squared error infnet.predict.gradient_descent_mse has the limit in closed form."
             )
         t = times(t)
-        require_finite(t, "t")
+        require_finite(t, "t", of_kernel=False)
         rate, dtype = self._learning_rate, jnp.result_type(float)
         unit = rate if self._momentum is None else jnp.sqrt(rate)
         damping = None if self._momentum is None else ((1 - self._momentum) / unit).astype(dtype)

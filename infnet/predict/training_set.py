@@ -64,7 +64,7 @@ def train_targets(y: Any, label: str = "y_train") -> Array:
     array = real(y, label)
     if array.ndim == 0 or not array.size:
         raise InputError(f"{label} must have shape (n, ...) with n >= 1 training points; got {array.shape}.")
-    require_finite(array, label)
+    require_finite(array, label, of_kernel=False)
     return array
 
 
@@ -73,7 +73,7 @@ def initial(fx: Any, shape: Shape, label: str) -> Array:
     array = real(fx, label)
     if array.ndim > len(shape) or any(a not in (1, b) for a, b in zip(array.shape[::-1], shape[::-1], strict=False)):
         raise InputError(f"{label} must have the shape {shape} of the outputs, or broadcast to it; got {array.shape}.")
-    require_finite(array, label)
+    require_finite(array, label, of_kernel=False)
     return jnp.broadcast_to(array, shape)
 
 

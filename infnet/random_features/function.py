@@ -116,7 +116,10 @@ class RandomFeatures:
         for leaf in jax.tree.leaves(x):
             if not isinstance(leaf, jax.core.Tracer) and not bool(jnp.isfinite(jnp.asarray(leaf)).all()):
                 first = tuple(int(k) for k in np.argwhere(~np.isfinite(np.asarray(leaf)))[0])
-                raise NumericalError(f"x contains a number that is not finite, the first at {first}")
+                raise NumericalError(
+                    f"x contains a number that is not finite, the first at {first}, and such an example has no "
+                    "features: leave it out"
+                )
         return self._features(x)
 
     def kernel(self, x1: PyTree, x2: PyTree = None, get: Any = None) -> Any:

@@ -19,21 +19,18 @@ from infnet.errors.parameters import NTK_OF_REUSED_SCALE
 from infnet.layout import Layout, filled, spread_left, spread_right
 from infnet.nodes import (
     Aggregation,
-    Dropped,
     Elementwise,
-    GroupedConvolution,
     IndexLinear,
     KnownNode,
     Node,
     OneNode,
-    Product,
     Scaled,
     Sum,
-    WindowMax,
 )
 from infnet.plan import Ask, AskMean, Moments, Request, Step, ask, variance
 from infnet.primitives.stored import stored
 from infnet.rules.trained_scales import Direction, ScaleShares, derivative
+from infnet.rules.words import in_words, not_gaussian_in_words
 
 Spread = Callable[[Layout, jax.Array], jax.Array]
 
@@ -200,26 +197,13 @@ def _checked(node: Elementwise) -> Activation:
     operand = node.operand
     if not operand.gaussian:
         source = _not_gaussian(operand)
-        raise NON_GAUSSIAN_ARGUMENT.at(node.where, function=_name(node), source=_name(source), place=source.where)
+        what = not_gaussian_in_words(source)
+        raise NON_GAUSSIAN_ARGUMENT.at(node.where, function=in_words(node), source=what, place=source.where)
     if isinstance(node.activation, UnsupportedError):
         raise node.activation
     if not operand.uniform:
-        raise UNLIKE_ARGUMENT.at(node.where, function=_name(node))
+        raise UNLIKE_ARGUMENT.at(node.where, function=in_words(node))
     return node.activation
-
-
-def _name(node: Node) -> str:
-    if isinstance(node, Product):
-        return "a product of features, as in a gate or in a norm over positions alone"
-    if isinstance(node, GroupedConvolution):
-        return "a depthwise or grouped convolution, whose few weights are a random variance"
-    if isinstance(node, Dropped):
-        return "dropout"
-    if isinstance(node, WindowMax):
-        return "a maximum over windows of positions (max-pooling)"
-    if not isinstance(node, Elementwise):
-        return type(node).__name__
-    return node.activation.what if isinstance(node.activation, UnsupportedError) else node.activation.name
 
 
 def _not_gaussian(node: Node) -> Node:
@@ -241,7 +225,7 @@ def mixed_step(request: Ask) -> Step:
     u, v = request.u, request.v
     function, other = (u, v) if isinstance(u, Elementwise) else (v, u)
     if not isinstance(function, Elementwise) or isinstance(other, OneNode | KnownNode):
-        raise UNKNOWN_PAIR.at(v.where, one=_name(u), two=_name(v))
+        raise UNKNOWN_PAIR.at(v.where, one=in_words(u), two=in_words(v))
     activation = _checked(function)
     if request.ntk and function.scales & other.scales:
         raise NTK_OF_REUSED_SCALE.at(function.where)

@@ -35,6 +35,7 @@ from infnet.nodes import (
     WindowMax,
 )
 from infnet.primitives.contraction import Window
+from infnet.rules.words import in_words
 from infnet.sampling.weights import Weight, is_known
 
 Read = Callable[[Field], jax.Array]  # a Known variable as an array [*sizes, channels]
@@ -151,7 +152,7 @@ class Channel:
     def _refused(self, node: Node) -> RefusalError:
         """The error for a node that is no function of single channels."""
         first = self._refusal
-        return NOT_SAMPLED.at(first.where, what=first.what, why=first.why, node=type(node).__name__, place=node.where)
+        return NOT_SAMPLED.at(first.where, what=first.what, why=first.why, node=in_words(node), place=node.where)
 
     def _slot(self, source: Node | Weight, channel: int, positions: np.ndarray) -> Line:
         parts = self._read_at.setdefault((source, channel), [])

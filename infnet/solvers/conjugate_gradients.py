@@ -100,7 +100,11 @@ class Prepared:
         product = self.kernel.matmul(v) + self.noise[:, None] * v
         if not np.isfinite(product).all():
             row = int(np.argwhere(~np.isfinite(product))[0, 0])
-            raise NumericalError(f"the product of the kernel with a finite vector is not finite in row {row}")
+            raise NumericalError(
+                f"the product of the kernel with a finite vector is not finite in row {row}: an entry of this row is "
+                "not, or their sum overflows. Compute the kernel in float64, or divide it and the noise by a "
+                "number, and leave out inputs whose kernel is not finite."
+            )
         return product
 
     def solve(self, b: Any) -> Solution:

@@ -21,6 +21,10 @@ from infnet.errors import InputError, NumericalError
 from infnet.solvers.products import TILE_ROWS, Blocks, Matrix, both_products, symmetric_product
 
 STRIP_BYTES = 2**26
+NOT_FINITE = (
+    "An input that is not finite, or that overflows in the network, makes its whole row and column of a kernel so: "
+    "leave it out, or compute the kernel in float64."
+)
 
 
 class Operator(Protocol):
@@ -379,8 +383,7 @@ def require_finite_rows(rows: Matrix, first: Any, first_column: int = 0) -> None
     bad = np.argwhere(~finite)
     names = [(int(first[i] if np.ndim(first) else first + i), int(j) + first_column) for i, j in bad[:3]]
     raise NumericalError(
-        f"the kernel contains numbers that are not finite, the first at {', '.join(map(str, names))}. An input that is "
-        "not finite, or that overflows in the network, makes its whole row and column of the kernel so."
+        f"the kernel contains numbers that are not finite, the first at {', '.join(map(str, names))}. {NOT_FINITE}"
     )
 
 

@@ -351,9 +351,9 @@ def spoiled(array, *index):
 
 def test_non_finite_numbers_are_named():
     dd, td, tt, y = problem()
-    with pytest.raises(NumericalError, match=r"k_train_train\.ntk contains 1 .* at \(2, 3\)"):
+    with pytest.raises(NumericalError, match=r"k_train_train\.ntk contains 1 .* at \(2, 3\).*whole row"):
         predict.gp_inference(Kernel(dd.nngp, spoiled(dd.ntk, 2, 3)), y)
-    with pytest.raises(NumericalError, match=r"y_train contains 2 .* at \(5, 0\), \(5, 1\)"):
+    with pytest.raises(NumericalError, match=r"y_train contains 2 .* at \(5, 0\), \(5, 1\). No prediction"):
         predict.gp_inference(dd, spoiled(y, 5))
     predict_fn = predict.gp_inference(dd, y)
     with pytest.raises(NumericalError, match=r"k_test_train contains 1 .* at \(1, 6\)"):

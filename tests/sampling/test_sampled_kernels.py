@@ -144,7 +144,21 @@ def test_what_is_no_function_of_single_channels_is_refused():
 
     with pytest.raises(UnsupportedError, match="and it cannot be sampled") as caught:
         infnet_flax.kernel_fn(Grouped(), np.ones((2, 5, 3), np.float32), on_unsupported="sample")
-    assert "GroupedConvolution" in caught.value.why
+    assert "a depthwise or grouped convolution" in caught.value.why
+
+
+def test_two_gaussian_fields_whose_moment_has_no_rule_are_refused():
+    """Sampling is of the joint law of the Gaussian fields, which is what is missing."""
+
+    class Regrouped(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            h, shared = nn.Dense(8, use_bias=False)(x), nn.Dense(3, use_bias=False)
+            return shared(h.reshape(-1, 2, 4)) + shared(jnp.stack([h[:, :4], h[:, 4:]], 1))
+
+    with pytest.raises(UnsupportedError, match="the joint moment of") as caught:
+        infnet_flax.kernel_fn(Regrouped(), inputs(2), on_unsupported="sample")
+    assert "on_unsupported" not in caught.value.remedy
 
 
 def test_too_many_positions_are_refused_before_anything_runs():
