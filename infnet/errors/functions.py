@@ -112,6 +112,13 @@ NOT_SAMPLED = Refusal(
     "{why}; and {node} ({place}) is no function of Gaussian fields channel by channel, of which every other channel "
     "would be an independent copy",
 )
+OWN_WEIGHT_OF_UNKNOWN_LAW = Refusal(
+    "{what}; and it cannot be sampled",
+    "{why}; and each channel has weights of its own ({place}), so their law matters, of which infnet knows the mean, the "
+    "variance and the excess kurtosis ({kurtosis}): neither that of a normal, nor of a uniform law, nor of "
+    "jax.nn.initializers.truncated_normal",
+    "draw them from one of these, or replace their prior: infnet.override_priors",
+)
 TOO_MANY_POSITIONS = Refusal(
     "{what}; and it is too large to be sampled",
     "{why}; and a pair of examples has {groups} pairs of positions that depend on {width} or more Gaussian variables "

@@ -19,7 +19,7 @@ import numpy as np
 from infnet.activations.chains import obstacle
 from infnet.activations.pointwise import callable_of
 from infnet.errors import RefusalError, UnsupportedError
-from infnet.errors.functions import NOT_SAMPLED
+from infnet.errors.functions import NOT_SAMPLED, OWN_WEIGHT_OF_UNKNOWN_LAW
 from infnet.nodes import (
     Elementwise,
     Field,
@@ -162,9 +162,14 @@ class Channel:
 
     def _weight(self, node: Node, weight: Weight, channel: int) -> Line:
         """All elements of the weight that belongs to a channel, `[..., groups, elements]`."""
-        param = weight.param
-        if not is_known(param.kurtosis) or param.mask is not None:
+        param, first = weight.param, self._refusal
+        if param.mask is not None:
             raise self._refused(node)
+        if not is_known(param.kurtosis):
+            kurtosis = "different for each element" if param.kurtosis is None else f"{param.kurtosis:.3g}"
+            raise OWN_WEIGHT_OF_UNKNOWN_LAW.at(
+                first.where, what=first.what, why=first.why, place=node.where, kurtosis=kurtosis
+            )
         elements = np.arange(math.prod(weight.sizes))
         drawn = replace(weight, param=replace(param, scale=1.0, offset=0.0))
         slot = self._slot(drawn, channel, np.broadcast_to(elements, (self.groups, len(elements))))
