@@ -114,8 +114,8 @@ NOT_SAMPLED = Refusal(
 )
 OWN_WEIGHT_OF_UNKNOWN_LAW = Refusal(
     "{what}; and it cannot be sampled",
-    "{why}; and each channel has weights of its own ({place}), so their law matters, of which infnet knows the mean, the "
-    "variance and the excess kurtosis ({kurtosis}): neither that of a normal, nor of a uniform law, nor of "
+    "{why}; and each channel has weights of its own ({place}), so that their law matters, of which infnet knows the "
+    "mean, the variance and the excess kurtosis ({kurtosis}): neither that of a normal, nor of a uniform law, nor of "
     "jax.nn.initializers.truncated_normal",
     "draw them from one of these, or replace their prior: infnet.override_priors",
 )
