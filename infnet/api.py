@@ -313,7 +313,9 @@ class KernelFn:
         return jax.tree.unflatten(self._model.output_tree, kernels)
 
     def explain(self, x1: PyTree = None, x2: PyTree = None) -> Explanation:
-        """A printable table: one row per step of the kernel computation between two examples, in order; see `Row`.
+        """A printable table of the steps of the kernel computation between two examples, in order; see `Row`.
+
+        Its `rows` has one per step; what is printed, one for several in sequence that look alike, with their number.
 
         Args:
             x1, x2: a few examples, as of a call. With them each row also has the error of its kernel and its share of

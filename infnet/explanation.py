@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 # Nothing has a colour of its own, so that it can be read on light and on dark backgrounds.
@@ -68,7 +69,11 @@ class OutputError:
 
 @dataclass(frozen=True)
 class Explanation:
-    """The steps of a kernel computation, remarks, and the errors of the outputs. Print it, or read `rows`."""
+    """The steps of a kernel computation, remarks, and the errors of the outputs. Print it, or read `rows`.
+
+    Where steps that follow each other differ in nothing but what they take, as the sums in a normalisation do, what is
+    printed has one row for all of them, with their number behind the rule; `rows` has one for each.
+    """
 
     rows: tuple[Row, ...]
     remarks: tuple[str, ...]
@@ -76,7 +81,7 @@ class Explanation:
 
     @property
     def table(self) -> list[tuple[str, ...]]:
-        """The cells, the titles of the columns first."""
+        """The cells of what is printed, the titles of the columns first."""
         timed = any(row.time is not None for row in self.rows)
         titles = ("module", "rule", "primitive", "positions", "Gaussian", "exact", "time", "memory", "line")
         rows = (
@@ -91,7 +96,7 @@ class Explanation:
                 _percent(row.memory),
                 row.line.rsplit("/", 1)[-1],
             )
-            for row in self.rows
+            for row in _merged(self.rows)
         )
         time = titles.index("time")
         return [cells if timed else (*cells[:time], *cells[time + 1 :]) for cells in (titles, *rows)]
@@ -124,6 +129,20 @@ class Explanation:
         )
         remarks = "".join(f"<p>{html.escape(remark)}</p>" for remark in self.remarks)
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{remarks}"
+
+
+def _merged(rows: Sequence[Row]) -> Iterator[Row]:
+    """One row for those in sequence that differ in costs and errors alone: the sum of costs, and the largest error."""
+    for alike, found in groupby(rows, lambda row: replace(row, memory=0.0, time=None, error=None)):
+        some = tuple(found)
+        times = [row.time for row in some if row.time is not None]
+        yield replace(
+            alike,
+            rule=f"{alike.rule} ({len(some)})" if len(some) > 1 else alike.rule,
+            memory=sum(row.memory for row in some),
+            time=sum(times) if times else None,
+            error=max((row.error for row in some if row.error is not None), default=None),
+        )
 
 
 def _percent(share: float) -> str:

@@ -13,6 +13,7 @@ from rich.console import Console
 
 import infnet_flax
 from infnet.errors import InputError
+from infnet.explanation import Explanation, Row
 
 TOKENS = examples(6, 3, n=4)[0]
 
@@ -150,6 +151,26 @@ def test_a_bias_that_is_not_normal_is_named_where_a_nonlinearity_follows():
     x = np.ones((2, 3), np.float32)
     (remark,) = [line for line in str(infnet_flax.kernel_fn(Biased(), x).explain()).splitlines() if "kurtosis" in line]
     assert remark.startswith("Dense_0/bias has excess kurtosis -0.634 and is added before a nonlinearity")
+
+
+def test_steps_in_sequence_that_look_alike_are_one_row_of_the_table():
+    def row(rule, memory, time=None, error=None, exact="exact", module="Norm"):
+        return Row(module, "model.py:1 (f)", rule, (), "all", True, exact, memory, time, error)
+
+    rows = row("sum", 0.1), row("sum", 0.2), row("sum", 0.1, module="Dense"), row("sum", 0.3), row("scale", 0.3)
+    explained = Explanation(rows, ("a remark",))
+    cells = [(module, rule, memory) for module, rule, *_, memory, _ in explained.table[1:]]
+    expected = [("Norm", "sum (2)", "30%"), ("Dense", "sum", "10%"), ("Norm", "sum", "30%"), ("Norm", "scale", "30%")]
+    assert cells == expected
+    assert explained.rows == rows
+    assert len(str(explained).splitlines()) == 2 + 4 + 1
+    assert explained._repr_html_().count("<tr>") == 1 + 4
+
+    series = "series of 16 terms"
+    timed = row("tanh", 0.5, 0.2, 1e-3, series), row("tanh", 0.25, 0.3, 2e-3, series), row("tanh", 0.25, 0.5, 0.0)
+    (_, first, second) = Explanation(timed, ()).table
+    assert (first[1], *first[5:8]) == ("tanh (2)", f"{series}, 2e-03", "50%", "75%")
+    assert (second[1], *second[5:8]) == ("tanh", "exact", "50%", "25%")
 
 
 def test_html_is_escaped_and_has_no_colours_of_its_own():
