@@ -89,6 +89,7 @@ class Reader:
         self.remarks: list[str] = []
         self.zero_scores: dict[Equation, None] = {}  # products summed over channels that count as zero
         self.noise_roots: frozenset[bytes] = frozenset()  # the keys of the random numbers that were used
+        self.read_apart: set[int] = set()  # features whose segments nothing reads across
         self.values: dict[int, Value] = {}
         self.producer: dict[int, Equation] = {}
         self.param_uses: dict[int, dict[ParamKey, Any]] = {}

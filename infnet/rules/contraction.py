@@ -24,6 +24,7 @@ from infnet.primitives.windows import Window, conv_offsets
 from infnet.program import Atom, Feature, Known, Segment
 from infnet.reader import READS, Reader
 from infnet.rules.aggregation import read_aggregation
+from infnet.rules.fused import ranges_read
 from infnet.rules.matrix import is_matrix, read_matrix
 from infnet.rules.rearrange import in_dim_order, new_channels
 from infnet.rules.scores import read_scores
@@ -63,13 +64,36 @@ def read_dot_general(reader: Reader, equation: Equation) -> None:
         ("dense", len(x_dims), pairing, tuple(param.factors[e] for e in free)),
         frozenset(a.number for d in x_own for a in operand.dims[d]),
     )
-    node = contract(reader, equation, operand, weight, tuple(geometry))
     new, channels = new_channels([reader.shape(w)[e] for e in free])
     own = _renumbered([operand.dims[d] for d in x_own], geometry)
     kept = _renumbered([dim for d, dim in enumerate(operand.dims) if d not in (*x_dims, *x_own)], geometry)
     (out,) = equation.outputs
     result = (*own, *new, *kept) if weight_first else (*own, *kept, *new)
-    reader.values[out] = Feature(result, channels, (Segment(node, 0, math.prod(channels)),), out)
+    segments = _segments(reader, equation, operand, weight, tuple(geometry), result)
+    reader.values[out] = Feature(result, channels, segments, out)
+
+
+def _segments(
+    reader: Reader,
+    equation: Equation,
+    operand: Feature,
+    weight: Weight,
+    geometry: Geometry,
+    dims: Sequence[tuple[Atom, ...]],
+) -> tuple[Segment, ...]:
+    """The result, of these dims: one node, or one for each range of channels that is read apart from the others."""
+    axes = [d for d, dim in enumerate(dims) if any(a.is_channel for a in dim)]
+    width = math.prod(reader.shape(equation.outputs[0])[d] for d in axes)
+    # What is sampled is nonlinear in products of such ranges; elsewhere one node with a shift of channels will do.
+    ranges = ranges_read(reader, equation, axes) if reader.sampling else ((0, width),)
+    if len(ranges) == 1:
+        return (Segment(contract(reader, equation, operand, weight, geometry), 0, width),)
+    segments = []
+    for start, stop in ranges:
+        key = ParamKey(weight.param.key.leaf, (*weight.param.key.slices, (-1, start, stop)))
+        part = replace(weight, param=replace(weight.param, key=key))
+        segments.append(Segment(contract(reader, equation, operand, part, geometry), 0, stop - start))
+    return tuple(segments)
 
 
 def _product(reader: Reader, equation: Equation, kinds: Sequence[bool]) -> None:

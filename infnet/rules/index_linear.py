@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -137,7 +138,8 @@ def _select(reader: Reader, equation: Equation, out: int, ranges: Sequence[Range
     feature = with_whole_axes(reader, equation, var, touched)
     along = [d for d in touched if any(a.is_channel for a in feature.dims[d])]
     if along:
-        feature = _cut_channels(reader, equation, feature, ranges[along[0]], out)
+        (atom,) = feature.dims[along[0]]
+        feature = _cut_channels(reader, equation, feature, atom.number, ranges[along[0]], out)
     steps = [(1, 0, n) for n in feature.sizes]
     dims = list(feature.dims)
     for d in touched:
@@ -148,10 +150,14 @@ def _select(reader: Reader, equation: Equation, out: int, ranges: Sequence[Range
     reader.values[out] = Feature(tuple(dims), feature.channels, segments, out)
 
 
-def _cut_channels(reader: Reader, equation: Equation, feature: Feature, cut: Range, out: int) -> Feature:
+def _cut_channels(reader: Reader, equation: Equation, feature: Feature, atom: int, cut: Range, out: int) -> Feature:
+    """A range of an atom of channels, the first that is longer than 1: so it is a range of channels too."""
     step, first, count = cut
-    if step != 1 or first < 0 or len(feature.channels) != 1 or first + count > feature.channels[0]:
+    outer, inner = feature.channels[:atom], math.prod(feature.channels[atom + 1 :])
+    if step != 1 or first < 0 or math.prod(outer) != 1 or first + count > feature.channels[atom]:
         raise CHANNELS_IN_IRREGULAR_STEPS.of(equation)
+    channels = (*outer, count, *feature.channels[atom + 1 :])
+    first, count = first * inner, count * inner
     pieces, position = [], 0
     for s in feature.segments:
         low, high = max(first, position), min(first + count, position + s.width)
@@ -160,7 +166,7 @@ def _cut_channels(reader: Reader, equation: Equation, feature: Feature, cut: Ran
                 raise PART_OF_UNLIKE_CHANNELS.of(equation)
             pieces.append(Segment(s.node, s.start + low - position, high - low))
         position += s.width
-    return Feature(feature.dims, (count,), merge_segments(pieces), out)
+    return Feature(feature.dims, channels, merge_segments(pieces), out)
 
 
 def _slice_param(reader: Reader, equation: Equation, out: int, touched: Sequence[int], ranges: Sequence[Range]) -> None:

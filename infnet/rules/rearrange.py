@@ -77,7 +77,7 @@ def _reshape(reader: Reader, feature: Feature, shape: Sequence[int], var: int, o
             sizes[kind].append(size)
         dims.append(tuple(atoms))
     index_sizes, channels = map(tuple, sizes)
-    if len(channels) > 1 and len(feature.segments) > 1:
+    if len(channels) > 1 and len(feature.segments) > 1 and var not in reader.read_apart:
         raise ValueError("cannot split concatenated channels into several axes")
     feature = split_index_axes(reader, feature, index_sizes, var)
     return Feature(tuple(dims), channels, feature.segments, out)

@@ -1,5 +1,6 @@
 """Kernels with standard errors: as wide networks are, calibrated, the same however they are asked for, or refused."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -109,6 +110,61 @@ def test_another_seed_and_another_precision():
 def test_what_has_a_closed_form_has_no_error():
     found = infnet_flax.kernel_fn(nn.Dense(2), inputs(2), on_unsupported="sample")(inputs(2), get="nngp")
     np.testing.assert_array_equal(found.standard_error, 0)
+
+
+# Queries, keys and values out of one layer
+
+
+class Attention(nn.Module):
+    """Softmax attention; `cut` makes queries, keys and values `(n, tokens, 4 heads, 2)` of x."""
+
+    cut: Callable
+
+    @nn.compact
+    def __call__(self, x):
+        query, key, value = self.cut(x)
+        weights = jax.nn.softmax(jnp.einsum("nqhd,nkhd->nhqk", query, key) / np.sqrt(2))
+        x = nn.DenseGeneral(8, axis=(-2, -1))(jnp.einsum("nhqk,nkhd->nqhd", weights, value))
+        return nn.Dense(1)(nn.relu(x).mean(1))
+
+
+def biased(features):
+    return nn.DenseGeneral(features, bias_init=nn.initializers.normal(1.0))
+
+
+def of_three_layers(x):
+    return tuple(biased((4, 2))(x) for _ in range(3))
+
+
+def split(x):
+    return tuple(part.reshape(*x.shape[:2], 4, 2) for part in jnp.split(biased(24)(x), 3, -1))
+
+
+def indexed(x):
+    projected = biased((3, 4, 2))(x)
+    return tuple(projected[:, :, k] for k in range(3))
+
+
+def unpacked(x):
+    return biased(24)(x).reshape(*x.shape[:2], 3, 4, 2).transpose(2, 0, 1, 3, 4)
+
+
+def test_queries_keys_and_values_of_one_layer_are_those_of_three():
+    x = inputs(6).reshape(2, 3, -1)
+    three = infnet_flax.kernel_fn(Attention(of_three_layers), x, on_unsupported=FEW)(x, get=BOTH)
+    for cut in (split, indexed, unpacked):
+        one = infnet_flax.kernel_fn(Attention(cut), x, on_unsupported=FEW)(x, get=BOTH)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), one, three)
+
+
+def test_keys_that_are_the_values_are_refused():
+    def shared(x):
+        query, key = jnp.split(biased(16)(x).reshape(*x.shape[:2], 8, 2), 2, 2)
+        return query, key, key
+
+    x = inputs(6).reshape(2, 3, -1)
+    with pytest.raises(UnsupportedError, match="cannot be sampled"):
+        infnet_flax.kernel_fn(Attention(shared), x, on_unsupported=FEW)
 
 
 # Refused
