@@ -65,7 +65,7 @@ def test_a_curved_trend_is_allowed_for():
 
 
 def test_widths_that_grow_as_the_square_are_allowed_for():
-    """Of two layers whose widths grow as m, and one of twice the size that grows as m²."""
+    """Of two layers whose widths grow as m, and one of the same width that grows as m²."""
     x = 1 / np.array(MULTIPLIERS)[:, None]
     errors = np.full((3, 1), 1e-6)
     deviations = 0.02 * (x + 0.5 * x**2)
@@ -228,7 +228,8 @@ def test_every_width_is_multiplied_by_the_multiplier_or_its_square():
     assert function.check_wider(narrow, made(8, 12, 10), 2) == [1, 1, 1]
     assert function.check_wider(narrow, made(12, 54, 45), 3) == [1, 2, 2]
     assert function._ratio(narrow, {2: made(8, 12, 10)}) == 0
-    assert function._ratio(narrow, {2: made(16, 12, 20), 3: made(36, 18, 45)}) == 6 / 4
+    ratio = function._ratio(narrow, {2: made(16, 12, 20), 3: made(36, 18, 45)})
+    assert np.isclose(ratio, (1 / 4 + 1 / 5) / (1 / 6))
     for message, wider in {
         "multiplied by 2, but all are by its square: say how": {2: made(16, 24, 20)},
         "multiplied by 2, but what .* goes from 6 to 18: say how": {2: made(8, 18, 10)},

@@ -119,7 +119,7 @@ class Allowed(NamedTuple):
 
     Attributes:
         effect: of first layers that are not Gaussian, relative.
-        ratio: of widths; see `fit`.
+        ratio: of sums of 1 / width; see `fit`.
     """
 
     effect: float
@@ -241,7 +241,7 @@ def _how(kernel_fn: Any) -> str:
 
 
 def _ratio(kernel_fn: Any, wider: Mapping[int, Any]) -> float:
-    """The smallest hidden width that is multiplied by the multiplier over the smallest that is by its square, or zero.
+    """Of the hidden widths that are multiplied by the square, and of the others, the ratio of sums of 1 / width.
 
     Args:
         kernel_fn: of the given model.
@@ -251,8 +251,10 @@ def _ratio(kernel_fn: Any, wider: Mapping[int, Any]) -> float:
         InputError: hidden widths are not multiplied, or not alike by all multipliers.
     """
     powers = {m: check_wider(kernel_fn, other, m) for m, other in wider.items()}
+    if not powers:
+        return 0.0
     widths = hidden_widths(kernel_fn)
-    smallest: dict[int, int] = {}
+    sums = {1: 0.0, 2: 0.0}
     for (width, module), *of_width in zip(widths, *powers.values(), strict=True):
         if len({*of_width}) > 1:
             factors = ", ".join(f"by {m**power} of {m}" for m, power in zip(powers, of_width, strict=True))
@@ -260,9 +262,8 @@ def _ratio(kernel_fn: Any, wider: Mapping[int, Any]) -> float:
                 f"every hidden width must be multiplied by the multiplier, or every time by its square, but what "
                 f"{module or 'a layer'} takes for infinitely many channels or heads is multiplied {factors}"
             )
-        for power in of_width[:1]:
-            smallest[power] = min(width, smallest.get(power, width))
-    return smallest[1] / smallest[2] if 2 in smallest else 0.0
+        sums[of_width[0]] += 1 / width
+    return sums[2] / sums[1] if sums[2] else 0.0
 
 
 def _compared(
