@@ -26,9 +26,9 @@ def verify(
         module: a linen module, or a function of `rngs` that makes a module of NNX.
         x: a few examples, an input or a tuple of inputs; see `infnet.verify`.
         key: of the random networks.
-        widen: `multiplier -> module`: the model with all hidden widths multiplied. By default that is
-            `infnet_flax.widen` for linen modules whose widths are fields; others are compared at their own width,
-            and the report says so.
+        widen: `multiplier -> module`: the model with all hidden widths multiplied; see `infnet.verify`. By default
+            that is `infnet_flax.widen` for linen modules whose widths are fields, with `heads=True` if numbers of
+            heads have to grow too; others are compared at their own width, and the report says so.
         **options: of `infnet.verify` (`multipliers`, `resolution`, `n_samples`, `level`, `gaussian_first_layer`,
             `progress`) and of `infnet_flax.kernel_fn` (`variables`, `call_kwargs`, `trainable`, `output`, ...).
 
@@ -36,8 +36,9 @@ def verify(
         infnet.errors.InfnetError: as `infnet_flax.kernel_fn` and `infnet.verify`.
     """
     settings = {name: options[name] for name in OF_CALLS if name in options}
-    guess = None if of_nnx.makes_nnx(module) else partial(infnet_flax.widening.widen, module, example_x=x, **settings)
-    return infnet.verify_model(_functions, module, x, key, widen, options, guess)
+    wider = partial(infnet_flax.widening.widen, module, example_x=x, **settings)
+    guesses = [] if of_nnx.makes_nnx(module) else [wider, partial(wider, heads=True)]
+    return infnet.verify_model(_functions, module, x, key, widen, options, guesses)
 
 
 def _functions(module: Any, x: PyTree, **options: Any) -> tuple[Any, Any, infnet.KernelFn]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 
 import jax
@@ -62,6 +63,19 @@ def test_a_curved_trend_is_allowed_for():
     assert found.z_scores[0] == 0
     # but not so much that a deviation of that size hides
     assert trend.fit(MULTIPLIERS, COUNTS, exact + 0.1, errors, errors**2).z_scores[0] > 50
+
+
+def test_widths_that_grow_as_the_square_are_allowed_for():
+    """Of two layers whose widths grow as m, and one of the same width that grows as m²."""
+    x = 1 / np.array(MULTIPLIERS)[:, None]
+    errors = np.full((3, 1), 1e-6)
+    deviations = 0.02 * (x + 0.5 * x**2)
+    assert abs(trend.fit(MULTIPLIERS, COUNTS, deviations, errors, errors**2).z_scores[0]) > 50
+    assert trend.fit(MULTIPLIERS, COUNTS, deviations, errors, errors**2, 0.5).z_scores[0] == 0
+    # with the steepest of all entries, and in proportion to it
+    found = trend.fit(MULTIPLIERS, COUNTS, 0.02 * np.concatenate([x, 3 * x], 1), 0 * errors, errors**2, 0.5)
+    without = trend.fit(MULTIPLIERS, COUNTS, 0.02 * np.concatenate([x, 3 * x], 1), 0 * errors, errors**2)
+    np.testing.assert_allclose(without.allowance / 0.06**2, found.allowance / (0.06**2 + 0.03), rtol=1e-9)
 
 
 def test_what_is_said_to_be_detectable_is_detected():
@@ -187,6 +201,44 @@ def test_first_layers_that_are_not_gaussian():
 def test_the_last_leaves_are_those_of_the_readout():
     init, apply = model(4)
     assert last_leaves(kernel_of(init, apply, output=lambda y: y["image"])) == [1]
+
+
+def deep(*widths):
+    """A function of an input of size 2 with these hidden widths."""
+    sizes = [2, *widths, 1]
+
+    def init(key, x):
+        return [jax.random.normal(key, (n, m)) / n**0.5 for n, m in itertools.pairwise(sizes)]
+
+    def apply(params, x):
+        for w in params[:-1]:
+            x = jax.nn.relu(x @ w)
+        return x @ params[-1]
+
+    return init, apply
+
+
+def test_every_width_is_multiplied_by_the_multiplier_or_its_square():
+    x = X[:, 0, :2]
+
+    def made(*widths):
+        init, apply = deep(*widths)
+        return infnet.kernel_fn(apply, infnet.infer_priors(init, x), x)
+
+    narrow = made(4, 6, 5)
+    assert function.check_wider(narrow, made(8, 12, 10), 2) == [1, 1, 1]
+    assert function.check_wider(narrow, made(12, 54, 45), 3) == [1, 2, 2]
+    assert function._ratio(narrow, {2: made(8, 12, 10)}) == 0
+    ratio = function._ratio(narrow, {2: made(16, 12, 20), 3: made(36, 18, 45)})
+    assert np.isclose(ratio, (1 / 4 + 1 / 5) / (1 / 6))
+    for message, wider in {
+        "multiplied by 2, but all are by its square: say how": {2: made(16, 24, 20)},
+        "multiplied by 2, but what .* goes from 6 to 18: say how": {2: made(8, 18, 10)},
+        "heads is multiplied by 4 of 2, by 4 of 4": {2: made(8, 24, 10), 4: made(16, 24, 20)},
+        "same 3 hidden layers, but it has 2": {2: made(8, 12)},
+    }.items():
+        with pytest.raises(InputError, match=message):
+            function._ratio(narrow, wider)
 
 
 def test_kernels_that_are_not_finite_fail():

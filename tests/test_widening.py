@@ -13,8 +13,10 @@ from flax import nnx
 from quick import quick_keys
 from zoo import CASES as ZOO
 
+import infnet
 import infnet_flax
 from infnet.errors import InputError
+from infnet.verification.function import check_wider
 
 (KEY,) = quick_keys(jax.random.key(5), 1)
 X = examples(4)[0]
@@ -87,6 +89,98 @@ def test_widths_that_are_no_fields():
     )
     assert not report.passed
     assert not report.deviates
+
+
+class Attention(nn.Module):
+    """A block of softmax attention; its scores are divided by the root of the size of heads."""
+
+    width: int = 16
+    heads: int = 4
+    by_hand: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(self.width, **DENSE)(x)
+        return nn.Dense(8, **DENSE)((x + self.attention(x)).mean(1))
+
+    def attention(self, x):
+        if not self.by_hand:
+            return nn.MultiHeadDotProductAttention(self.heads)(x)
+        q, k, v = (
+            nn.Dense(self.width, use_bias=False)(x).reshape(*x.shape[:2], self.heads, -1).swapaxes(1, 2)
+            for _ in range(3)
+        )
+        scores = jnp.einsum("nhqd,nhkd->nhqk", q, k) / q.shape[-1] ** 0.5
+        y = jnp.einsum("nhqk,nhkd->nqhd", nn.softmax(scores), v)
+        return nn.Dense(self.width)(y.reshape(x.shape))
+
+
+class Stages(nn.Module):
+    """Numbers of heads beside others that are none: windows, strides of pooling, depths."""
+
+    width: int = 24
+    heads: tuple[int, ...] = (2, 3)
+    window: int = 3
+    pool: int = 2
+    depth: int = 2
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(self.width, (self.window,))(x)
+        x = nn.avg_pool(x, (self.pool,), (1,), "SAME")
+        for heads in self.heads:
+            for _ in range(self.depth):
+                x = nn.MultiHeadDotProductAttention(heads)(x)
+        return nn.Dense(3)(x.mean(1))
+
+
+TOKENS = examples(3, 4)[0]
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_numbers_of_heads(by_hand):
+    model = Attention(by_hand=by_hand)
+    assert infnet_flax.widen(model, 3, TOKENS) == model.clone(width=48)
+    assert infnet_flax.widen(model, 3, TOKENS, heads=True) == model.clone(width=16 * 9, heads=12)
+
+
+def test_numbers_that_are_not_of_heads():
+    model = Stages()
+    for multiplier in (2, 5):  # 24 channels do not make 10 heads
+        assert infnet_flax.widen(model, multiplier, TOKENS) == model.clone(width=24 * multiplier)
+        wider = model.clone(width=24 * multiplier**2, heads=(2 * multiplier, 3 * multiplier))
+        assert infnet_flax.widen(model, multiplier, TOKENS, heads=True) == wider
+    with pytest.raises(InputError, match="no field of PartlyFixed is found to be a number of heads"):
+        infnet_flax.widen(PartlyFixed(), 2, X, heads=True)
+
+
+def test_heads_that_are_not_more():
+    """What is wrong with them, and what to do."""
+    narrow, wide = (
+        infnet_flax.kernel_fn(Attention(width), TOKENS, on_unsupported=infnet.Sampling(points=32, replicates=4))
+        for width in (16, 32)
+    )
+    with pytest.raises(InputError, match=r"qhd takes .* from 4 to 4: the numbers of heads .*, num_heads=8 \* m\)"):
+        check_wider(narrow, wide, 2)
+
+
+def test_attention_at_growing_widths():
+    """Numbers and sizes of heads are found and multiplied by 2, all other widths by 4, without being told how.
+
+    Queries and keys are not trained here: their shares vary so much from network to network that many more would be
+    needed for a verdict.
+    """
+    report = infnet_flax.verify(
+        Attention(32, 8),
+        TOKENS,
+        KEY,
+        multipliers=(1, 2),
+        n_samples=2500,
+        on_unsupported=infnet.Sampling(points=64, replicates=8),
+        trainable={f"MultiHeadDotProductAttention_0/{name}/*": False for name in ("query", "key")},
+    )
+    assert report.multipliers == (1, 2)
+    assert report.passed, str(report)
 
 
 def test_a_factory_and_options_of_the_kernel():

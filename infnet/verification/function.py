@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +16,7 @@ from infnet.priors import infer_priors, path_name
 from infnet.verification.first_layer import FirstWeight, not_gaussian
 from infnet.verification.networks import KINDS, Functions, Networks
 from infnet.verification.report import Comparison, Verification
-from infnet.verification.structure import hidden_widths
+from infnet.verification.structure import has_heads, hidden_widths
 from infnet.verification.trend import detectable, fit, threshold
 
 PyTree = Any
@@ -61,9 +61,10 @@ def verify(
             the rule, and time grows with their number.
         key: of the random networks.
         widen: `multiplier -> (init_fn, apply_fn)`, or `(init_fn, apply_fn, kernel_fn)`: the model with all hidden
-            widths multiplied, and its kernel function, which by default is made as `kernel_fn` was. Without it,
-            networks of the model's own width are drawn, whose deviation from the limit is allowed for: only mistakes
-            that are larger can be found.
+            widths multiplied, and its kernel function, which by default is made as `kernel_fn` was. Some of the widths
+            may be multiplied by the square of the multiplier: where numbers and sizes of heads grow, the number of
+            features is their product. Without it, networks of the model's own width are drawn, whose deviation from
+            the limit is allowed for: only mistakes that are larger can be found.
         multipliers: of the width. Where they are too narrow for a deviation of c / width, more is allowed for.
         resolution: the relative deviation that is to be found; it decides how many networks are drawn.
         n_samples: at most so many networks, of the smallest multiplier. Of others there are fewer, in proportion to
@@ -84,12 +85,13 @@ def verify(
     given = Functions(init_fn, _picking(kernel_fn, apply_fn), kernel_fn)
     multipliers = tuple(multipliers) if widen is not None else (1,)
     models = [given if m == 1 or widen is None else _widened(widen, m, given, x) for m in multipliers]
+    ratio = _ratio(kernel_fn, {m: model.kernel_fn for m, model in zip(multipliers, models, strict=True) if m > 1})
     non_gaussian = not_gaussian(given, x)
     normal = {weight.leaf: weight.prior for weight in non_gaussian} if gaussian_first_layer else {}
     networks = [Networks(model, x, jax.random.fold_in(key, k), normal) for k, model in enumerate(models)]
     kernels = [model.kernel_fn(x, None, KINDS) for model in models]
     effect = 0.0 if gaussian_first_layer else max((weight.effect for weight in non_gaussian), default=0.0)
-    sampled = _sampled(multipliers, networks, kernels, effect, Goal(goal, n_samples, level, progress))
+    sampled = _sampled(multipliers, networks, kernels, Allowed(effect, ratio), Goal(goal, n_samples, level, progress))
     remarks = [*remarks, *_remarks(models, non_gaussian, gaussian_first_layer, sampled.allowance)]
     return Verification(
         comparisons=tuple(sampled.comparisons),
@@ -112,6 +114,18 @@ class Goal(NamedTuple):
     progress: bool
 
 
+class Allowed(NamedTuple):
+    """What deviations are allowed for besides those of a product of layers whose widths grow as the multiplier.
+
+    Attributes:
+        effect: of first layers that are not Gaussian, relative.
+        ratio: of sums of 1 / width; see `fit`.
+    """
+
+    effect: float
+    ratio: float
+
+
 class Sampled(NamedTuple):
     """What was found.
 
@@ -130,14 +144,14 @@ class Sampled(NamedTuple):
 
 
 def _sampled(
-    multipliers: Sequence[int], networks: Sequence[Networks], kernels: Sequence[PyTree], effect: float, goal: Goal
+    multipliers: Sequence[int], networks: Sequence[Networks], kernels: Sequence[PyTree], allowed: Allowed, goal: Goal
 ) -> Sampled:
     """Draw networks until the goal is reached, and compare them.
 
     Args:
         multipliers: of the width.
         networks, kernels: of each.
-        effect: the relative deviation that is allowed for besides what the fit allows for.
+        allowed: says what deviations are.
         goal: says how many networks there are.
     """
     count = min(FEWEST, goal.n_samples)
@@ -145,7 +159,7 @@ def _sampled(
         for m, of_width in zip(multipliers, networks, strict=True):
             number = max(min(FEWEST, goal.n_samples), round(count * multipliers[0] / m))
             of_width.draw(number, f"{m} x the width", goal.progress)
-        comparisons, finite = _compared(multipliers, networks, kernels, effect)
+        comparisons, finite = _compared(multipliers, networks, kernels, allowed)
         entries = sum(one.trend.intercept.size for one in comparisons)
         limit = threshold(goal.level, max(entries, 1), min(of_width.count for of_width in networks))
         noise, allowance = detectable([one.trend for one in comparisons], limit)
@@ -187,30 +201,73 @@ def _widened(widen: Callable[[int], Sequence[Any]], multiplier: int, given: Func
         raise InputError(f"widen must return (init_fn, apply_fn) or (init_fn, apply_fn, kernel_fn), not {made!r}")
     init, apply = made[:2]
     kernel_fn = made[2] if len(made) == 3 else given.kernel_fn.with_model(apply, infer_priors(init, *example_args(x)))
-    check_wider(given.kernel_fn, kernel_fn, multiplier)
     return Functions(init, _picking(kernel_fn, apply), kernel_fn)
 
 
-def check_wider(kernel_fn: Any, wider: Any, multiplier: int) -> None:
+def check_wider(kernel_fn: Any, wider: Any, multiplier: int) -> list[int]:
     """Raise unless all hidden widths of one kernel function are multiplied in another one.
 
+    Returns:
+        of each hidden width, whether it is multiplied by the multiplier (1) or by its square (2).
+
     Raises:
-        InputError: a hidden width is not, or there is another number of them.
+        InputError: a hidden width is not, all are multiplied by the square, or there is another number of them.
     """
     narrow, wide = hidden_widths(kernel_fn), hidden_widths(wider)
     if len(narrow) != len(wide):
         raise InputError(f"a wider model must have the same {len(narrow)} hidden layers, but it has {len(wide)}")
+    factors = {multiplier: 1, multiplier**2: 2}
     for (width, module), (other, _) in zip(narrow, wide, strict=True):
-        if other != multiplier * width:
+        if other not in (width * factor for factor in factors):
             raise InputError(
                 f"all hidden widths must be multiplied by {multiplier}, but what {module or 'a layer'} takes for "
-                f"infinitely many channels or heads goes from {width} to {other}: say how the model is made wider, "
-                "widen=lambda multiplier: ..., or make its widths fields"
+                f"infinitely many channels or heads goes from {width} to {other}: {_how(kernel_fn)}"
             )
+    powers = [factors[other // width] for (width, _), (other, _) in zip(narrow, wide, strict=True)]
+    if powers and 1 not in powers:
+        raise InputError(
+            f"hidden widths must be multiplied by {multiplier}, but all are by its square: {_how(kernel_fn)}"
+        )
+    return powers
+
+
+def _how(kernel_fn: Any) -> str:
+    if has_heads(kernel_fn):
+        return (
+            "the numbers of heads and their sizes must both be, and numbers of features by its square: "
+            "widen=lambda m: Model(width=64 * m**2, num_heads=8 * m)"
+        )
+    return "say how the model is made wider, widen=lambda multiplier: ..., or make its widths fields"
+
+
+def _ratio(kernel_fn: Any, wider: Mapping[int, Any]) -> float:
+    """Of the hidden widths that are multiplied by the square, and of the others, the ratio of sums of 1 / width.
+
+    Args:
+        kernel_fn: of the given model.
+        wider: those of wider ones, by multiplier.
+
+    Raises:
+        InputError: hidden widths are not multiplied, or not alike by all multipliers.
+    """
+    powers = {m: check_wider(kernel_fn, other, m) for m, other in wider.items()}
+    if not powers:
+        return 0.0
+    widths = hidden_widths(kernel_fn)
+    sums = {1: 0.0, 2: 0.0}
+    for (width, module), *of_width in zip(widths, *powers.values(), strict=True):
+        if len({*of_width}) > 1:
+            factors = ", ".join(f"by {m**power} of {m}" for m, power in zip(powers, of_width, strict=True))
+            raise InputError(
+                f"every hidden width must be multiplied by the multiplier, or every time by its square, but what "
+                f"{module or 'a layer'} takes for infinitely many channels or heads is multiplied {factors}"
+            )
+        sums[of_width[0]] += 1 / width
+    return sums[2] / sums[1] if sums[2] else 0.0
 
 
 def _compared(
-    multipliers: Sequence[int], networks: Sequence[Networks], kernels: Sequence[PyTree], effect: float
+    multipliers: Sequence[int], networks: Sequence[Networks], kernels: Sequence[PyTree], allowed: Allowed
 ) -> tuple[list[Comparison], bool]:
     """The comparison of every kernel of every output, and whether all is finite."""
     own_errors = [jax.tree.leaves(_parts(tree, "standard_error", 0.0)) for tree in kernels]
@@ -241,13 +298,12 @@ def _compared(
         deviations = np.stack([(_like(m, a, name) - a) / s for m, (a, s) in zip(mean, pairs, strict=True)])
         variances = np.stack([_like(v, a, name) / s**2 for v, (a, s) in zip(variance, pairs, strict=True)])
         errors = np.sqrt(variances / np.reshape(counts, (-1, *[1] * kernel[0].ndim)))
-        trend = fit(multipliers, counts, deviations, errors, variances)
+        trend = fit(multipliers, counts, deviations, errors, variances, allowed.ratio)
         # Those of kernels of several widths have the same points, so that they do not average out.
         own = np.max([own_error[k] / s for own_error, s in zip(own_errors, scales, strict=True)], axis=0)
         trend = trend._replace(standard_error=np.hypot(trend.standard_error, own))
-        found.append(
-            Comparison(name, deviations, errors, trend._replace(allowance=trend.allowance + effect + rounding))
-        )
+        trend = trend._replace(allowance=trend.allowance + allowed.effect + rounding)
+        found.append(Comparison(name, deviations, errors, trend))
     return found, finite
 
 

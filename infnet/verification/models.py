@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,7 +23,7 @@ def verify_model(
     key: jax.Array,
     widen: Callable[[int], Any] | None,
     options: Mapping[str, Any],
-    guess: Callable[[int], Any] | None = None,
+    guesses: Sequence[Callable[[int], Any]] = (),
 ) -> Verification:
     """Compare the kernel of a model of some framework with random networks; see `verify`.
 
@@ -33,18 +33,20 @@ def verify_model(
         x, key: the examples, and the key of the random networks.
         widen: `multiplier -> model`.
         options: of `verify`, and of `functions`.
-        guess: in place of `widen`, if that is None, and if it does multiply all hidden widths; otherwise the report
-            says why it does not.
+        guesses: in place of `widen`, if that is None: the first one that does multiply all hidden widths. If there is
+            none, the report says why the first one does not.
     """
     own = {name: value for name, value in options.items() if name in OPTIONS}
     others = {name: value for name, value in options.items() if name not in OPTIONS}
     init, apply, kernel_fn = functions(model, x, **others)
-    remarks = []
-    if widen is None and guess is not None:
+    remarks: list[str] = []
+    for guess in guesses if widen is None else ():
         try:
             check_wider(kernel_fn, functions(guess(2), x, **others)[2], 2)
-            widen = guess
         except InputError as error:
             remarks.append(f"not at growing widths: {error}")
+        else:
+            widen, remarks = guess, []
+            break
     made = None if widen is None else lambda multiplier: functions(widen(multiplier), x, **others)
-    return verify(kernel_fn, init, apply, x, key, widen=made, remarks=remarks, **own)
+    return verify(kernel_fn, init, apply, x, key, widen=made, remarks=remarks[:1], **own)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from infnet.explain import width_of
-from infnet.nodes import Contraction, Node
+from infnet.nodes import Contraction, GroupSum, Node, Repeated
 from infnet.plan import Ask
 
 
@@ -20,6 +20,11 @@ def hidden_widths(kernel_fn: Any) -> list[tuple[int, str]]:
     """
     widths = [(width_of(node), node.where.module) for node in _nodes(kernel_fn)]
     return [(width, module) for width, module in widths if width is not None]
+
+
+def has_heads(kernel_fn: Any) -> bool:
+    """Whether numbers of heads, or sizes of heads, are among the hidden widths."""
+    return any(isinstance(node, (GroupSum, Repeated)) for node in _nodes(kernel_fn))
 
 
 def first_leaves(kernel_fn: Any) -> list[int]:

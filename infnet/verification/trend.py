@@ -14,6 +14,11 @@ The next term, q / m², moves the estimate of δ by q Σ a x². Kernels of wide 
 1 + O(1 / width) per layer (Hanin & Nica 2020, arXiv:1909.05989, for ReLU), whose product is about exp(c / m), with
 q = c² / 2. Twice that, q = c², is allowed for, with c at two standard errors above its estimate.
 
+Widths may also grow as m², next to others that grow as m, as those of attention do. What layers of such widths add to D
+decays as c' / m². Deviations are of the size of the sum of 1 / width over the layers (Hanin & Nica), so |c'| is about
+|c| r at most, where r is that sum over the widths that grow as m², divided by that over those that grow as m. So
+q = c² + |c| r is allowed for then, with the same c.
+
 Networks of a single width show D(1) = δ + c alone. By the delta method, a function g of fluctuating sums has a bias
 g'' Var / 2 of the order of its variance: as much as the relative variance of the kernel between networks is allowed
 for, which is O(1 / width) as c is.
@@ -60,6 +65,7 @@ def fit(
     deviations: np.ndarray,
     errors: np.ndarray,
     variances: np.ndarray,
+    ratio: float = 0.0,
 ) -> Trend:
     """Of networks of several widths, or of one.
 
@@ -69,6 +75,8 @@ def fit(
         deviations: relative deviations of the mean kernels from the limit, `(m, ...)`.
         errors: their standard errors, likewise.
         variances: of single networks, relative, likewise.
+        ratio: r, the sum of 1 / width over the widths that grow as the square of the multiplier, divided by that over
+            those that grow as the multiplier.
     """
     if len(multipliers) == 1:
         zeros = np.zeros_like(deviations[0])
@@ -87,7 +95,7 @@ def fit(
         intercept=np.tensordot(of_intercept, deviations, 1),
         standard_error=error(of_intercept),
         slope=slope,
-        allowance=np.full_like(slope, steepest**2 * abs(of_intercept @ x**2)),
+        allowance=np.full_like(slope, (steepest**2 + steepest * ratio) * abs(of_intercept @ x**2)),
     )
 
 
