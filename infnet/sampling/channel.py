@@ -8,7 +8,7 @@ the same Gaussian variables, as those of a softmax over tokens, are a *group*: t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -34,8 +34,8 @@ from infnet.nodes import (
     Term,
     WindowMax,
 )
-from infnet.primitives.contraction import Window
 from infnet.rules.words import in_words
+from infnet.sampling.positions import distinct, of_taps, of_term, taken, taps_of_map, taps_of_windows
 from infnet.sampling.weights import Weight, is_known
 
 Read = Callable[[Field], jax.Array]  # a Known variable as an array [*sizes, channels]
@@ -118,32 +118,30 @@ class Channel:
 
     def _at(self, node: Node, channel: int, positions: np.ndarray) -> Line:
         """The values of a node at `positions[groups, k]`: each is computed once, however often it stands there."""
-        distinct, columns = _distinct(positions)
-        key = (node.index, channel, distinct.tobytes())
+        once, columns = distinct(positions)
+        key = (node.index, channel, once.tobytes())
         if key not in self._numbers:
-            line = self._line(node, channel, distinct)
+            line = self._line(node, channel, once)
             self._numbers[key] = len(self._lines)
             self._lines.append(line)
         number = self._numbers[key]
-        return lambda values: _taken(values.lines[number], columns)
+        return lambda values: taken(values.lines[number], columns)
 
     def _settled(self) -> tuple[list[Slot], dict[tuple[Node | Weight, int], list[np.ndarray]]]:
         """The slots, and in which columns of all their values each line that reads one finds what it needs."""
         slots: list[Slot] = []
         columns = {}
         for (source, channel), parts in self._read_at.items():
-            distinct, found = _distinct(np.concatenate(parts, 1))
+            once, found = distinct(np.concatenate(parts, 1))
             start = sum(slot.width for slot in slots)
-            slots.append(Slot(source, channel, distinct))
+            slots.append(Slot(source, channel, once))
             columns[source, channel] = np.split(start + found, np.cumsum([part.shape[1] for part in parts])[:-1], 1)
         return slots, columns
 
     def _line(self, node: Node, channel: int, positions: np.ndarray) -> Line:
         if isinstance(node, OneNode):
             return lambda values: jnp.ones(positions.shape, values.slots.dtype)
-        # The variance of a sum with a large constant, as a mask of -1e9, is lost in the rounding of its second moment.
-        follow = node.scales or (not node.zero_mean and type(node) in FOLLOWED)
-        if node.gaussian and not follow:
+        if node.gaussian and not node.scales and not _has_constants(node, positions):
             return self._slot(node, channel, positions)
         if not node.uniform or type(node) not in FOLLOWED:
             raise self._refused(node)
@@ -158,7 +156,7 @@ class Channel:
         parts = self._read_at.setdefault((source, channel), [])
         number = len(parts)
         parts.append(positions)
-        return lambda values: _taken(values.slots, self._columns[source, channel][number])
+        return lambda values: taken(values.slots, self._columns[source, channel][number])
 
     def _weight(self, node: Node, weight: Weight, channel: int) -> Line:
         """All elements of the weight that belongs to a channel, `[..., groups, elements]`."""
@@ -183,7 +181,7 @@ class Channel:
 
     def _sum(self, node: Sum, channel: int, positions: np.ndarray) -> Line:
         factors = [self._coefficient(node, term, positions) for term in node.terms]
-        terms = [self._at(t.node, channel + t.start, _of_term(node, t, positions)) for t in node.terms]
+        terms = [self._at(t.node, channel + t.start, of_term(node, t, positions)) for t in node.terms]
 
         def line(values: Values) -> jax.Array:
             parts = (factor(values.read) * term(values) for factor, term in zip(factors, terms, strict=True))
@@ -227,23 +225,28 @@ class Channel:
         if (node.channels, node.filters) != (1, 1):
             raise self._refused(node)
         windows = [window for window in node.geometry if window is not None]
-        taps, inside = _windows(node, windows, positions)
+        taps, inside = taps_of_windows(node, windows, positions)
         operand = self._at(node.operand, channel + node.start, taps.reshape(self.groups, -1))
         filters = Weight(node.param, node.weight_axes, tuple(window.size for window in windows))
         weights = self._weight(node, filters, channel)
         return lambda values: (
-            jnp.where(inside, _of_taps(operand(values), taps), 0) * weights(values)[..., None, :]
+            jnp.where(inside, of_taps(operand(values), taps), 0) * weights(values)[..., None, :]
         ).sum(-1)
 
     def _index_linear(self, node: IndexLinear, channel: int, positions: np.ndarray) -> Line:
-        taps, weights = _rows(node, positions)
+        taps, weights = taps_of_map(node, positions)
         operand = self._at(node.operand, channel, taps.reshape(self.groups, -1))
-        return lambda values: (_of_taps(operand(values), taps) * weights.astype(values.slots.dtype)).sum(-1)
+
+        def line(values: Values) -> jax.Array:
+            parts = of_taps(operand(values), taps) * weights.astype(values.slots.dtype)
+            return jnp.where(weights != 0, parts, 0).sum(-1)  # what is not read may be -inf
+
+        return line
 
     def _window_max(self, node: WindowMax, channel: int, positions: np.ndarray) -> Line:
-        taps, inside = _windows(node, node.windows, positions)
+        taps, inside = taps_of_windows(node, node.windows, positions)
         operand = self._at(node.operand, channel, taps.reshape(self.groups, -1))
-        return lambda values: jnp.where(inside, _of_taps(operand(values), taps), -jnp.inf).max(-1)
+        return lambda values: jnp.where(inside, of_taps(operand(values), taps), -jnp.inf).max(-1)
 
 
 FOLLOWED: dict[type[Node], Callable[..., Line]] = {
@@ -258,79 +261,13 @@ FOLLOWED: dict[type[Node], Callable[..., Line]] = {
 }
 
 
-def _distinct(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What stands in each row, once and in ascending order, and in which column everything is found now.
+def _has_constants(node: Node, positions: np.ndarray) -> bool:
+    """Whether a Gaussian node is followed, so that what is constant in it is not a part of a field.
 
-    Args:
-        positions: `[groups, k]`.
-
-    Returns:
-        distinct: `[groups, d]`; rows with fewer than d different elements repeat the last.
-        columns: `[groups, k]`, so that `take_along_axis(distinct, columns, 1)` is `positions`.
+    The variance of a sum with a large constant, as a mask of -1e9, would be lost in the rounding of its second moment.
     """
-    order = np.argsort(positions, axis=1, kind="stable")
-    ascending = np.take_along_axis(positions, order, 1)
-    rank = np.cumsum(np.diff(ascending, axis=1, prepend=ascending[:, :1]) != 0, axis=1)
-    distinct = np.repeat(ascending[:, -1:], rank.max(initial=0) + 1, 1)
-    columns = np.empty_like(rank)
-    np.put_along_axis(distinct, rank, ascending, 1)
-    np.put_along_axis(columns, order, rank, 1)
-    return distinct, columns
-
-
-def _taken(values: jax.Array, columns: np.ndarray) -> jax.Array:
-    """The elements `[..., groups, columns]` of values `[..., groups, k]`."""
-    first, k = columns[0], columns.shape[1]
-    if (columns != first).any():
-        return jnp.take_along_axis(values, jnp.asarray(columns).reshape((1,) * (values.ndim - 2) + columns.shape), -1)
-    if (first == np.arange(first[0], first[0] + k)).all():
-        return values[..., first[0] : first[0] + k]
-    return values[..., first]
-
-
-def _of_taps(found: jax.Array, taps: np.ndarray) -> jax.Array:
-    """Values at `taps.reshape(groups, -1)` on the axes of the taps."""
-    return found.reshape((*found.shape[:-1], *taps.shape[1:]))
-
-
-def coordinates(positions: np.ndarray, sizes: tuple[int, ...]) -> list[np.ndarray]:
-    """Flat indices as one array for each axis."""
-    return list(np.unravel_index(positions, sizes)) if sizes else []
-
-
-def _of_term(node: Sum, term: Term, positions: np.ndarray) -> np.ndarray:
-    """The positions of a term at positions of the sum."""
-    own = coordinates(positions, node.sizes)
-    found = np.zeros_like(positions)
-    for axis, size in zip(term.axes, term.node.sizes, strict=True):
-        found = found * size + (own[axis] if size > 1 else 0)
-    return found
-
-
-def _rows(node: IndexLinear, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The positions of the operand that a map reads, and their weights: `[groups, k, taps]`, some of weight 0."""
-    wanted, place = np.unique(positions, return_inverse=True)
-    n = int(np.prod(node.operand.sizes))
-    with jax.ensure_compile_time_eval():
-        every = node.map.side(jnp.eye(n).reshape((*node.operand.sizes, n)))
-    rows = np.asarray(every).reshape(-1, n)[wanted]
-    taps = max(int((rows != 0).sum(-1).max(initial=0)), 1)
-    found = np.argsort(rows == 0, axis=-1, kind="stable")[:, :taps]
-    weights = np.take_along_axis(rows, found, -1)
-    place = place.reshape(positions.shape)
-    return found[place], weights[place]
-
-
-def _windows(
-    node: WindowMax | GroupedConvolution, windows: Sequence[Window], positions: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """The positions of each window, and which of them exist: `[groups, k, taps]`."""
-    sizes = node.operand.sizes
-    found, inside = np.zeros((*positions.shape, 1), int), np.ones((*positions.shape, 1), bool)
-    for window, size, place in zip(windows, sizes, coordinates(positions, node.sizes), strict=True):
-        taps = window.stride * place[..., None] - window.low + window.dilation * np.arange(window.size)
-        exists = (taps >= 0) & (taps < size)
-        taps = np.clip(taps, 0, size - 1)
-        found = (found[..., :, None] * size + taps[..., None, :]).reshape((*positions.shape, -1))
-        inside = (inside[..., :, None] & exists[..., None, :]).reshape((*positions.shape, -1))
-    return found, inside
+    if node.zero_mean:
+        return False
+    if isinstance(node, IndexLinear):  # a mean over positions is fewer numbers than these
+        return taps_of_map(node, positions)[0].shape[-1] == 1
+    return isinstance(node, Sum | KnownNode)

@@ -15,6 +15,7 @@ from infnet.errors import UnsupportedError
 from infnet.layout import Layout
 from infnet.nodes import Node
 from infnet.sampling.channel import Channel
+from infnet.sampling.positions import positions_of
 
 
 class Groups(NamedTuple):
@@ -72,14 +73,3 @@ def block_of(layout: Layout, left: Groups, right: Groups) -> Block:
     rows, columns = left.positions.shape[1], right.positions.shape[1]
     entries = (pair.reshape(-1) * rows + left.column[i]) * columns + right.column[j]
     return Block(left.positions[one], right.positions[two], entries, bool((one == two).all()))
-
-
-def positions_of(layout: Layout) -> tuple[np.ndarray, np.ndarray]:
-    """The flat left and right position of each entry of a block, in row-major order."""
-    grid = np.indices(layout.shape).reshape(2 * len(layout.offsets), -1) if layout.shape else np.zeros((0, 1), int)
-    left, right = np.zeros(grid.shape[1], int), np.zeros(grid.shape[1], int)
-    for axis, (n, m, offsets) in enumerate(layout.axes):
-        r, i = grid[2 * axis], grid[2 * axis + 1]
-        j = r if offsets is None else np.clip(np.array(offsets)[r] + i, 0, n - 1)
-        left, right = left * n + i, right * m + j
-    return left, right

@@ -15,7 +15,8 @@ from jax import lax
 from infnet.layout import Layout
 from infnet.nodes import Node
 from infnet.plan import Ask, AskMean, Request, ask
-from infnet.sampling.channel import Channel, Slot, coordinates
+from infnet.sampling.channel import Channel, Slot
+from infnet.sampling.positions import coordinates
 from infnet.sampling.weights import Weight, quantile
 
 ROUNDING = 4  # pivots of so many roundings of a variance are zero; more of them would make near-duplicates equal

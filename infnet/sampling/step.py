@@ -29,8 +29,9 @@ from infnet.primitives.stored import stored
 from infnet.rules import rule
 from infnet.rules.linear import LINEAR
 from infnet.sampling.channel import Channel, Read
-from infnet.sampling.groups import Block, block_of, grouped, positions_of
+from infnet.sampling.groups import Block, block_of, grouped
 from infnet.sampling.law import JointLaw
+from infnet.sampling.positions import positions_of
 from infnet.trace import Trace
 
 AT_ONCE = 32  # points that are held in memory at a time, or fewer, if they take more than
