@@ -252,9 +252,9 @@ def autoencoder(x):
     return hk.Linear(5)(hk.nets.VectorQuantizer(8, 16, 0.25)(hk.Linear(8)(x), is_training=False)["quantize"])
 
 
-def haiku(function, x):
+def haiku(function, x, **options):
     statistics = {"init_kwargs": {"is_training": True}, "call_kwargs": {"is_training": False}}
-    options = {} if function is autoencoder else statistics
+    options = options if function is autoencoder else {**statistics, **options}
     return infnet_haiku.kernel_fn(hk.transform_with_state(function), x, **options)
 
 
@@ -306,7 +306,7 @@ REFUSED = {
         "hk.nets.ResNet18(",
     ),
     "hk.nets.MobileNetV1": (
-        partial(haiku, mobilenet, shape(32, 32, 3)),
+        partial(haiku, mobilenet, IMAGE),
         NonGaussianError,
         "a nonlinearity .relu.",
         "contains a depthwise or grouped convolution",
@@ -322,6 +322,24 @@ REFUSED = {
         "hk.nets.VectorQuantizer(",
     ),
 }
+
+
+NOT_SAMPLED = {
+    "fused sentiment": "parameters are concatenated",
+    "language model": "a parameter is used a second time in another way",
+    "hk.nets.VectorQuantizer": "not divided by their number",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_sampled_on_request(name):
+    """What the refusals are about can be sampled, but for what is refused for another reason."""
+    call = partial(REFUSED[name][0], on_unsupported="sample")
+    if name in NOT_SAMPLED:
+        with pytest.raises(UnsupportedError, match=NOT_SAMPLED[name]):
+            call()
+    else:
+        assert any(step.sampled for step in call().computation.plan(("ntk",), (1, 2)).steps)
 
 
 def _line(number):
