@@ -90,6 +90,13 @@ def test_the_threshold_is_that_of_bonferroni():
     assert np.isclose(trend.threshold(0.05, 1, 10**7), 1.95996, rtol=1e-4)
 
 
+def test_the_threshold_holds_for_standard_errors_from_few_samples():
+    samples = np.random.default_rng(0).standard_normal((4, 20_000))
+    errors = samples.std(0, ddof=1) / 2 * trend.counted_for(0.05, 1, 4)
+    exceed = np.abs(samples.mean(0)) > trend.threshold(0.05, 1, 10**6) * errors
+    assert 0.045 < exceed.mean() < 0.055
+
+
 def test_of_one_width_the_variance_is_allowed_for():
     found = trend.fit((1,), (900,), np.full((1, 2), 0.1), np.full((1, 2), 0.001), np.array([[0.02, 0.04]]))
     np.testing.assert_allclose(found.z_scores, [60, 60])

@@ -176,7 +176,7 @@ def test_attention_at_growing_widths():
         KEY,
         multipliers=(1, 2),
         n_samples=2500,
-        on_unsupported=infnet.Sampling(points=64, replicates=8),
+        on_unsupported=infnet.Sampling(points=256),
         trainable={f"MultiHeadDotProductAttention_0/{name}/*": False for name in ("query", "key")},
     )
     assert report.multipliers == (1, 2)

@@ -17,7 +17,7 @@ from infnet.verification.first_layer import FirstWeight, not_gaussian
 from infnet.verification.networks import KINDS, Functions, Networks
 from infnet.verification.report import Comparison, Verification
 from infnet.verification.structure import has_heads, hidden_widths
-from infnet.verification.trend import detectable, fit, threshold
+from infnet.verification.trend import counted_for, detectable, fit, threshold
 
 PyTree = Any
 # Networks of each width at first, whose variance says how many are needed; and how many times as many at a time.
@@ -159,7 +159,7 @@ def _sampled(
         for m, of_width in zip(multipliers, networks, strict=True):
             number = max(min(FEWEST, goal.n_samples), round(count * multipliers[0] / m))
             of_width.draw(number, f"{m} x the width", goal.progress)
-        comparisons, finite = _compared(multipliers, networks, kernels, allowed)
+        comparisons, finite = _compared(multipliers, networks, kernels, allowed, goal.level)
         entries = sum(one.trend.intercept.size for one in comparisons)
         limit = threshold(goal.level, max(entries, 1), min(of_width.count for of_width in networks))
         noise, allowance = detectable([one.trend for one in comparisons], limit)
@@ -267,11 +267,11 @@ def _ratio(kernel_fn: Any, wider: Mapping[int, Any]) -> float:
 
 
 def _compared(
-    multipliers: Sequence[int], networks: Sequence[Networks], kernels: Sequence[PyTree], allowed: Allowed
+    multipliers: Sequence[int], networks: Sequence[Networks], kernels: Sequence[PyTree], allowed: Allowed, level: float
 ) -> tuple[list[Comparison], bool]:
     """The comparison of every kernel of every output, and whether all is finite."""
-    own_errors = [jax.tree.leaves(_parts(tree, "standard_error", 0.0)) for tree in kernels]
-    kernels = [_parts(tree, "mean") for tree in kernels]
+    own_errors = [jax.tree.leaves(_own_errors(tree, level)) for tree in kernels]
+    kernels = [_means(tree) for tree in kernels]
     # Half of the digits: what an NTK of near-duplicates keeps.
     rounding = max(float(jnp.finfo(a.dtype).eps) ** 0.5 for a in jax.tree.leaves((kernels, networks[0].moments)))
     kernels = [jax.tree.map(lambda a: np.asarray(a, np.float64), tree) for tree in kernels]
@@ -307,15 +307,25 @@ def _compared(
     return found, finite
 
 
-def _parts(kernels: PyTree, name: str, otherwise: float | None = None) -> PyTree:
-    """An attribute of kernels that are estimates (`on_unsupported="sample"`); others as they are, or a number."""
+def _is_estimate(kernel: Any) -> bool:
+    """Whether a kernel is one (`on_unsupported="sample"`)."""
+    return isinstance(kernel, Estimate)
 
-    def part(kernel: Any) -> Any:
-        if isinstance(kernel, Estimate):
-            return getattr(kernel, name)
-        return kernel if otherwise is None else np.full(kernel.shape, otherwise)
 
-    return jax.tree.map(part, kernels, is_leaf=lambda kernel: isinstance(kernel, Estimate))
+def _means(kernels: PyTree) -> PyTree:
+    return jax.tree.map(lambda kernel: kernel.mean if _is_estimate(kernel) else kernel, kernels, is_leaf=_is_estimate)
+
+
+def _own_errors(kernels: PyTree, level: float) -> PyTree:
+    """The standard errors of kernels that are estimates, as if they were known from many samples; 0 of others."""
+    entries = sum(map(np.size, jax.tree.leaves(_means(kernels))))
+
+    def error(kernel: Any) -> np.ndarray:
+        if not isinstance(kernel, Estimate):
+            return np.zeros(kernel.shape)
+        return np.asarray(kernel.standard_error) * counted_for(level, entries, kernel.n_samples)
+
+    return jax.tree.map(error, kernels, is_leaf=_is_estimate)
 
 
 def _place(path: tuple[Any, ...]) -> int:

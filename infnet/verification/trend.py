@@ -113,6 +113,17 @@ def threshold(level: float, entries: int, samples: int) -> float:
     return float(-stdtrit(samples - 1, level / (2 * entries)))
 
 
+def counted_for(level: float, entries: int, samples: int) -> float:
+    """What a standard error from so few samples is multiplied with, so that the threshold of many holds.
+
+    The quantile of Student's t with samples - 1 degrees of freedom, divided by that of the normal law.
+
+    Args:
+        level, entries, samples: as of `threshold`.
+    """
+    return threshold(level, entries, samples) / float(-ndtri(level / (2 * entries)))
+
+
 def detectable(trends: Sequence[Trend], limit: float) -> tuple[float, float]:
     """The relative deviation of any entry that would exceed the limit of z with probability `POWER`, in two parts.
 
