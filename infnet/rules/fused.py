@@ -40,29 +40,31 @@ def ranges_read(reader: Reader, equation: Equation, axes: Sequence[int]) -> Chan
     shape = trace.avals[out].shape
     total = math.prod(shape[d] for d in axes)
     numbers = np.arange(total).reshape([n if d in axes else 1 for d, n in enumerate(shape)])
-    found = _Found(set(), set())
+    found = _Found(set(), {})
     if not _collect(trace, out, np.broadcast_to(numbers, shape), found):
         return ((0, total),)
     edges = sorted({0, total, *(edge for cut in found.cuts for edge in cut)})
     ranges = tuple(itertools.pairwise(edges))
     if not found.cuts <= set(ranges):
         return ((0, total),)
-    reader.read_apart |= found.passed
+    reader.read_apart.update(found.passed)
     return ranges
 
 
 class _Found(NamedTuple):
-    """The ranges that are read, and the variables that hold all channels before they are cut."""
+    """The ranges that are read, and the variables that hold all channels before they are cut, with their numbers."""
 
     cuts: set[tuple[int, int]]
-    passed: set[int]
+    passed: dict[int, np.ndarray]
 
 
 def _collect(trace: Trace, var: int, numbers: np.ndarray, found: _Found) -> bool:
     """Add the ranges in which a variable with channels of these numbers is read; False if it is read in other ways."""
     if var in trace.outputs:
         return False
-    found.passed.add(var)
+    if var in found.passed:  # on another way; the channels may have been moved on it
+        return np.array_equal(found.passed[var], numbers)
+    found.passed[var] = numbers
     for equation in trace.equations:
         if var not in equation.inputs:
             continue
