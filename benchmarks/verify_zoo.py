@@ -1,4 +1,4 @@
-"""`verify` on the models of the tests: well-known architectures, and the zoo of single features.
+"""`verify` on the models of the tests: well-known architectures, and the zoo of single features; and on sampled ones.
 
 The models are widened through their fields. Run it: `python benchmarks/verify_zoo.py`; names of models as arguments
 restrict it to these. The exit status is 1 unless all have passed. The columns in % are the largest deviations at
@@ -20,11 +20,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import infnet
 import infnet_flax
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import architectures
+import sampled_models
 import zoo
 
 HEAD = (
@@ -53,10 +55,17 @@ def of_zoo(case: zoo.Case, wider: int) -> tuple[Any, Any, int]:
     return module, architectures.normal(*case.shape)(np.random.RandomState(1)), case.width * wider
 
 
+def of_sampled(name: str, wider: int) -> tuple[Any, Any, int]:
+    """Likewise; the width is 8 heads of 8 channels."""
+    model, examples = sampled_models.MODELS[name]
+    return model(64 * wider), examples(), 64 * wider
+
+
 def models() -> dict[str, Callable[[int], tuple[Any, Any, int]]]:
     """How each model is made, by its name, of so many times the width that the tests have."""
     found = {name: partial(of_architecture, case) for name, case in architectures.CASES.items()}
-    return found | {case.name: partial(of_zoo, case) for case in zoo.CASES}
+    found |= {case.name: partial(of_zoo, case) for case in zoo.CASES}
+    return found | {name: partial(of_sampled, name) for name in sampled_models.MODELS}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -84,6 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             multipliers=tuple(options.multipliers),
             resolution=options.resolution,
             n_samples=options.n_samples,
+            on_unsupported=infnet.Sampling(points=256) if name in sampled_models.MODELS else "raise",
         )
         deviations = [f"{100 * np.abs(one.trend.intercept).max():.1f}" for one in report.shown]
         largest = max(np.abs(z).max() for z in report.z_scores.values())
