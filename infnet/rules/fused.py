@@ -16,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from infnet._jax import lax_primitives as lax_p
-from infnet._jax import split_p
+from infnet._jax import split_p, unstack_p
 from infnet.reader import Reader
 from infnet.trace import Equation, Trace, is_elementwise
 
 MOVES = (lax_p.reshape_p, lax_p.transpose_p, lax_p.squeeze_p)
-CUTS = (lax_p.slice_p, split_p)
+CUTS = (lax_p.slice_p, split_p, unstack_p)
 Channels = tuple[tuple[int, int], ...]  # (start, stop) of consecutive ranges
 
 
