@@ -243,6 +243,42 @@ def test_split_and_concatenate_is_the_identity():
             np.testing.assert_allclose(one, two, rtol=1e-12)
 
 
+def two_axes(*features):
+    return nn.DenseGeneral(features, **settings(jnp.float64, use_bias=False))
+
+
+CUT = {
+    "leading axis": (lambda x: nn.relu(two_axes(3, 8)(x)[..., 1, :]), lambda x: nn.relu(dense(8)(x))),
+    "both axes at once": (
+        lambda x: nn.relu(two_axes(3, 8)(x)[..., 0:1, 2:6][..., 0, :]),
+        lambda x: nn.relu(dense(4)(x)),
+    ),
+    "one after the other": (lambda x: nn.relu(two_axes(3, 8)(x)[..., 2, :][..., 2:6]), lambda x: nn.relu(dense(4)(x))),
+    "both, multiplied": (
+        lambda x: nn.relu((y := two_axes(2, 8)(x))[..., 0, :]) * y[..., 1, :],
+        lambda x: nn.relu((y := dense(16)(x))[..., :8]) * y[..., 8:],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_cuts_of_channels_with_two_axes(name):
+    """Of the first, they are ranges of channels: those of a smaller layer."""
+
+    def with_head(operation):
+        return lambda x: dense(2)(operation(x))
+
+    cut, plain = CUT[name]
+    for one, two in zip(kernels(with_head(cut)), kernels(with_head(plain)), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-12)
+
+
+@pytest.mark.parametrize("cut", [lambda y: y[..., 2:6], lambda y: y[..., 0:2, 2:6], lambda y: y[..., ::2, :]])
+def test_channels_in_irregular_steps_are_refused(cut):
+    with pytest.raises(UnsupportedError, match="channels are flipped, padded or taken with a stride"):
+        kernels(lambda x: dense(2)(cut(two_axes(3, 8)(x)).reshape(*x.shape[:-1], -1)))
+
+
 def test_one_layer_applied_to_two_slices_is_one_weight():
     """Tied weights: W a + W b for halves a, b of one feature; the halves are independent, W is shared."""
 

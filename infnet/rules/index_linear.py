@@ -137,9 +137,9 @@ def _select(reader: Reader, equation: Equation, out: int, ranges: Sequence[Range
         return
     feature = with_whole_axes(reader, equation, var, touched)
     along = [d for d in touched if any(a.is_channel for a in feature.dims[d])]
-    if along:
-        (atom,) = feature.dims[along[0]]
-        feature = _cut_channels(reader, equation, feature, atom.number, ranges[along[0]], out)
+    for d in along:
+        (atom,) = feature.dims[d]
+        feature = _cut_channels(reader, equation, feature, atom.number, ranges[d], out)
     steps = [(1, 0, n) for n in feature.sizes]
     dims = list(feature.dims)
     for d in touched:
